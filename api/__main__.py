@@ -1,0 +1,174 @@
+"""The command line: `python -m affinax demo | fit | recommend | evaluate | doctor`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .engine.errors import DivergenceError, InteractionError, ModelFileError
+from .version import __version__
+
+app = typer.Typer(
+    help="Recommender systems on JAX: train, recommend, evaluate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+File = Annotated[
+    Path, typer.Argument(help="Interactions: .csv, .tsv, .dat, .parquet, .jsonl, or one of these with .gz")
+]
+Columns = Annotated[str | None, typer.Option(help="Columns of a file without a header, such as user,item,value,time")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="A parameter, such as rank=64; repeatable")]
+Seed = Annotated[int, typer.Option(help="Of all that is random")]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON")]
+K = Annotated[int, typer.Option("--k", "-k", min=1, help="Length of a list")]
+Missing = Annotated[str, typer.Option(help="Rows with missing values: error or drop")]
+Duplicates = Annotated[str, typer.Option(help="Repeated pairs: error, last, sum or mean")]
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the picture and the trained model")] = Path("demo-output"),
+    seed: Seed = 0,
+) -> None:
+    """MovieLens 100K from download to recommendations, in about a minute."""
+    from .demo import run
+
+    run(out, seed)
+
+
+@app.command()
+def fit(
+    file: File,
+    out: Annotated[Path, typer.Option(help="Folder for the trained model")],
+    algorithm: Annotated[str, typer.Option(help="Name of the algorithm")] = "implicit-als",
+    settings: Settings = None,
+    columns: Columns = None,
+    missing: Missing = "error",
+    duplicates: Duplicates = "error",
+    seed: Seed = 0,
+) -> None:
+    """Train an algorithm on a file and save it."""
+    from .options import parse_settings, read_file
+    from .recommender import Recommender
+
+    parameters = parse_settings(settings or [], [algorithm])[algorithm]
+    interactions = read_file(file, columns, missing, duplicates)
+    recommender = Recommender(algorithm, seed=seed, **parameters).fit(interactions)
+    recommender.save(out)
+    typer.echo(f"saved {out}; next: python -m affinax recommend {out} --user {interactions.user_ids.ids[0]}")
+
+
+@app.command()
+def recommend(
+    model: Annotated[Path, typer.Argument(help="Folder of a saved model")],
+    user: Annotated[list[str] | None, typer.Option(help="Id of a user; repeatable")] = None,
+    liked: Annotated[list[str] | None, typer.Option(help="Instead: an item that a newcomer liked; repeatable")] = None,
+    k: K = 10,
+    json_out: Json = None,
+    seed: Seed = 0,
+) -> None:
+    """Recommend items to users of a saved model, or to a newcomer."""
+    from .options import outside_ids
+    from .recommender import Recommender
+    from .reporting import print_frame, write_json
+
+    recommender = Recommender.load(model)
+    if liked:
+        if user:
+            raise ValueError("give either --user or --liked")
+        frame = recommender.recommend(history=outside_ids(liked, recommender, "item"), k=k)
+    elif user:
+        frame = recommender.recommend(outside_ids(user, recommender, "user"), k=k)
+    else:
+        raise ValueError("give --user ID (or --liked ITEM for someone new)")
+    print_frame(frame)
+    if json_out:
+        write_json(json_out, frame.to_dicts())
+
+
+@app.command()
+def evaluate(
+    file: File,
+    algorithm: Annotated[list[str], typer.Option(help="Name of an algorithm; repeatable")],
+    test: Annotated[Path | None, typer.Option(help="Test interactions; without it the file is split")] = None,
+    split: Annotated[str, typer.Option(help="random, leave-last or time")] = "time",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Such as implicit-als.rank=64; repeatable")
+    ] = None,
+    columns: Columns = None,
+    missing: Missing = "error",
+    duplicates: Duplicates = "error",
+    k: K = 10,
+    json_out: Json = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the metrics, with confidence intervals, as PNG")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Train several algorithms on one split and compare them."""
+    from .comparison import compare
+    from .options import parse_settings, read_file
+    from .reporting import metrics_plot, print_comparison, summary, write_json
+
+    parameters = parse_settings(settings or [], algorithm)
+    interactions = read_file(file, columns, missing, duplicates)
+    if test is None:
+        train_part, test_part = interactions.split(split, **({"seed": seed} if split == "random" else {}))
+        typer.echo(f"{train_part.notes[-1]}: {train_part.nnz:,} interactions; test part: {test_part.nnz:,}")
+    else:
+        train_part = interactions
+        test_part = read_file(test, columns, missing, duplicates, like=interactions)
+    results = compare(algorithm, train_part, test_part, k=k, seed=seed, parameters=parameters)
+    print_comparison(results)
+    if json_out:
+        write_json(json_out, summary(results))
+    if plot:
+        metrics_plot(results, plot)
+        typer.echo(f"wrote {plot}")
+
+
+@app.command()
+def doctor(seed: Seed = 0) -> None:
+    """Check this installation: versions, devices, threads, and every kernel against its reference."""
+    from .doctor import run
+
+    if not run(seed):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Runs the command line; an error of the data or the arguments is one line and exit status 2."""
+    try:
+        app()
+    except (
+        InteractionError,
+        ModelFileError,
+        DivergenceError,
+        FileNotFoundError,
+        ValueError,
+        NotImplementedError,
+    ) as error:
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The algorithms that go by name, with their defaults: what `Recommender` and the command line offer."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from .engine.data import Interactions
+from .engine.factorization import explicit_als, fit, implicit_als
+from .engine.factorization.fitting import History
+from .engine.neighbors import popularity
+
+
+class Named(NamedTuple):
+    """One algorithm by name.
+
+    Attributes:
+        build: Takes the parameters; returns an `Algorithm`, or the model where there is nothing to iterate.
+        steps: Default number of steps; 0 where `build(interactions, **parameters)` is the whole training.
+        defaults: Parameters that differ from those of `build`.
+        needs_values: Whether interactions must have values.
+    """
+
+    build: Callable[..., Any]
+    steps: int
+    defaults: dict[str, Any]
+    needs_values: bool = False
+
+
+ALGORITHMS = {
+    "explicit-als": Named(explicit_als, 20, {"rank": 16, "l2": 0.1}, needs_values=True),
+    "implicit-als": Named(implicit_als, 16, {"rank": 64}),
+    "popularity": Named(popularity, 0, {}),
+}
+
+
+def named(name: str) -> Named:
+    """The algorithm of that name.
+
+    Raises:
+        ValueError: There is none; the message lists those there are.
+    """
+    if name not in ALGORITHMS:
+        raise ValueError(f"algorithm {name!r} must be one of {sorted(ALGORITHMS)}")
+    return ALGORITHMS[name]
+
+
+def parameters_of(name: str) -> dict[str, Any]:
+    """The parameters that may be set, with their defaults."""
+    algorithm = named(name)
+    names = {
+        parameter.name: None if parameter.default is parameter.empty else parameter.default
+        for parameter in inspect.signature(algorithm.build).parameters.values()
+        if parameter.name != "interactions"
+    }
+    return {**names, **algorithm.defaults, **({"steps": algorithm.steps} if algorithm.steps else {})}
+
+
+def train(
+    name: str, interactions: Interactions, *, seed: int = 0, parameters: dict[str, Any] | None = None, **options: Any
+) -> tuple[Any, History | None]:
+    """Trains an algorithm by name: `(model, history)`.
+
+    Args:
+        name: Of `ALGORITHMS`.
+        interactions: What to train on.
+        seed: Of the random key.
+        parameters: Of the algorithm, and "steps".
+        **options: Passed to `fit`, such as `callback` and `progress`.
+
+    Raises:
+        ValueError: An unknown name or parameter, or values missing where they are needed.
+    """
+    algorithm, parameters = named(name), dict(parameters or {})
+    known = parameters_of(name)
+    for parameter in parameters:
+        if parameter not in known:
+            raise ValueError(f"{name} has no parameter {parameter!r}; it has {sorted(known)}")
+    if algorithm.needs_values and interactions.values is None:
+        raise ValueError(f"{name} learns from values, and these interactions have none; try implicit-als")
+    steps = parameters.pop("steps", algorithm.steps)
+    built = {**algorithm.defaults, **parameters}
+    if not algorithm.steps:
+        return algorithm.build(interactions, **built), None
+    return fit(algorithm.build(**built), interactions, key=jax.random.key(seed), steps=steps, **options)

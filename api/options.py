@@ -1,0 +1,74 @@
+"""What the command line's options mean."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import typer
+
+from .engine.data import Interactions, read_interactions
+from .recommender import Recommender, _item_ids
+
+
+def parse_settings(settings: Sequence[str], algorithms: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Parameters of each algorithm from `rank=64` (for all) or `implicit-als.rank=64` (for one).
+
+    Raises:
+        ValueError: A setting of another form, or for an algorithm that is not asked for.
+
+    >>> parse_settings(["rank=8", "bpr.l2=1e-3"], ["bpr"])
+    {'bpr': {'rank': 8, 'l2': 0.001}}
+    """
+    parsed: dict[str, dict[str, Any]] = {algorithm: {} for algorithm in algorithms}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not name or not text:
+            raise ValueError(f"--set {setting!r} must be name=value")
+        algorithm, dot, parameter = name.rpartition(".")
+        if dot and algorithm not in parsed:
+            raise ValueError(f"--set {setting!r} is for {algorithm!r}; the algorithms here are {list(algorithms)}")
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        for target in [algorithm] if dot else algorithms:
+            parsed[target][parameter] = value
+    return parsed
+
+
+def read_file(
+    path: Path, columns: str | None, missing: str, duplicates: str, like: Interactions | None = None
+) -> Interactions:
+    """Reads a file and says what was found; `like` gives the vocabularies of an earlier one."""
+    names = None if columns is None else [name.strip() for name in columns.split(",")]
+    vocabularies: dict[str, Any] = {}
+    if like is not None:
+        vocabularies = {"user_ids": like.user_ids, "item_ids": like.item_ids, "unknown": "drop"}
+    x = read_interactions(path, columns=names, missing=missing, duplicates=duplicates, **vocabularies)
+    times = ""
+    if x.timestamps is not None:
+        first, last = (_day(t) for t in (x.timestamps.min(), x.timestamps.max()))
+        times = f", {first} to {last}"
+    notes = "; ".join(x.notes) or "nothing left out or merged"
+    typer.echo(f"{path.name}: {x.nnz:,} rows, {x.n_users:,} users, {x.n_items:,} items{times}; {notes}")
+    return x
+
+
+def outside_ids(texts: Sequence[str], recommender: Recommender, side: str) -> list[Any]:
+    """Ids as the vocabulary has them: the command line only knows text."""
+    train = recommender._fitted()
+    ids = recommender._user_ids(train) if side == "user" else _item_ids(train)
+    if ids.ids.dtype.kind != "i":
+        return list(texts)
+    return [int(text) if text.lstrip("-").isdigit() else text for text in texts]
+
+
+def _day(time: Any) -> str:
+    """The date of a Unix time in seconds, or the number where it cannot be one."""
+    if 0 < time < 4e9:
+        return str(np.datetime64(int(time), "s").astype("datetime64[D]"))
+    return f"{time:g}"

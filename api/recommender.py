@@ -1,0 +1,315 @@
+"""`Recommender`: train, recommend, evaluate and save, in outside ids only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from .algorithms import parameters_of, train
+from .engine import storage
+from .engine.data import Interactions, Vocabulary, clean, read_interactions
+from .engine.errors import ModelFileError
+from .engine.evaluation import Evaluation, evaluate
+from .engine.factorization import ExplicitObjective, Factors, History, ImplicitObjective
+from .engine.neighbors import Popularity
+from .engine.retrieval import fold_in, recommend, similar_items, with_history
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_MODELS = {"Factors": Factors, "Popularity": Popularity}
+_OBJECTIVES = {"ExplicitObjective": ExplicitObjective, "ImplicitObjective": ImplicitObjective}
+
+
+class Recommender:
+    """Trains an algorithm and answers in the user's own ids, as frames.
+
+    Args:
+        algorithm: A name: "implicit-als", "explicit-als", "popularity".
+        seed: Of all that is random.
+        **parameters: Of the algorithm, such as `rank=64`, and `steps`.
+
+    Raises:
+        ValueError: An unknown algorithm or parameter.
+
+    Attributes:
+        model: The trained model, a pytree that the engine's functions take; None before `fit`.
+        history: What training reported, or None.
+
+    >>> ratings = [("ann", "tea"), ("ann", "milk"), ("bob", "tea"), ("bob", "milk"), ("bob", "rum"), ("cid", "rum")]
+    >>> rec = Recommender("popularity").fit(tuple(np.array(ratings).T))
+    >>> rec.recommend("cid", k=1)["item"].to_list()
+    ['milk']
+    """
+
+    def __init__(self, algorithm: str = "implicit-als", *, seed: int = 0, **parameters: Any):
+        known = parameters_of(algorithm)
+        for name in parameters:
+            if name not in known:
+                raise ValueError(f"{algorithm} has no parameter {name!r}; it has {sorted(known)}")
+        self.algorithm = algorithm
+        self.seed = seed
+        self.parameters = parameters
+        self.model: Any = None
+        self.history: History | None = None
+        self._train: Interactions | None = None
+
+    def fit(self, data: Any, **options: Any) -> Recommender:
+        """Trains, and returns the recommender itself.
+
+        Args:
+            data: `Interactions`, a path to a file, or anything `clean` takes: frames, sparse matrices, arrays.
+            **options: Passed to `engine.factorization.fit`, such as `callback`, `validate` and `progress`.
+
+        Raises:
+            InteractionError: Data that cannot be used; see `clean`.
+            ValueError: The algorithm needs values and there are none.
+        """
+        interactions = _interactions(data)
+        self.model, self.history = train(
+            self.algorithm, interactions, seed=self.seed, parameters=self.parameters, **options
+        )
+        self._train = interactions
+        return self
+
+    def recommend(
+        self,
+        users: Any = None,
+        k: int = 10,
+        *,
+        history: Sequence[Any] | None = None,
+        exclude_seen: bool = True,
+        exclude: Sequence[Any] = (),
+        allow: Sequence[Any] | None = None,
+    ) -> pl.DataFrame:
+        """The best items for known users, or for someone never seen before.
+
+        Args:
+            users: An id, or a sequence of ids.
+            k: How many, at least 1.
+            history: In place of `users`: items (ids or titles) that a newcomer has met; the model is not retrained.
+            exclude_seen: Whether to leave out what a user met in training (or the history names).
+            exclude: Further items to leave out.
+            allow: The only items that may be answered.
+
+        Returns:
+            A frame with rank, item, title (where there are titles) and score, best first; with a sequence of users,
+            their id in a first column. Fewer than k rows where fewer items remain.
+
+        Raises:
+            InteractionError: An unknown user, item or title; close names are offered.
+            ValueError: Neither or both of `users` and `history`, or a model that cannot take a history.
+        """
+        train = self._fitted()
+        if (users is None) == (history is None):
+            raise ValueError("give either users or history")
+        item_ids = _item_ids(train)
+        excluded = item_ids.resolve(list(exclude))
+        allowed = None
+        if allow is not None:
+            allowed = np.zeros(train.n_items, bool)
+            allowed[item_ids.resolve(list(allow))] = True
+        if history is not None:
+            met = np.unique(item_ids.resolve(list(history)))
+            newcomer = Interactions.from_coo(np.zeros(len(met), int), met, n_users=1, n_items=train.n_items)
+            model = self._with_history(newcomer, train)
+            rows, seen = np.zeros(1, np.int32), newcomer if exclude_seen else None
+            names = None
+        else:
+            many = isinstance(users, (list, tuple, np.ndarray)) or hasattr(users, "to_list")
+            asked = list(users) if many else [users]
+            rows, model, seen = self._user_ids(train).indices(asked), self.model, train if exclude_seen else None
+            names = asked if many else None
+        repeated = np.tile(excluded, (len(rows), 1)) if len(excluded) else None
+        ids, scores = recommend(model, rows, k, seen=seen, exclude=repeated, allow=allowed)
+        return _frame("user", names, np.asarray(ids), np.asarray(scores), item_ids)
+
+    def similar_items(self, items: Any, k: int = 10, *, metric: str = "cosine") -> pl.DataFrame:
+        """The nearest items to an item, or to each of several (ids or titles).
+
+        Returns:
+            A frame as of `recommend`, with the asked item in a first column where a sequence was given.
+
+        Raises:
+            InteractionError: An unknown item.
+            ValueError: A model without item vectors, or an unknown metric.
+        """
+        train = self._fitted()
+        if not isinstance(self.model, Factors):
+            raise ValueError(f"{self.algorithm} has no item vectors to compare")
+        many = isinstance(items, (list, tuple, np.ndarray))
+        asked = list(items) if many else [items]
+        item_ids = _item_ids(train)
+        ids, scores = similar_items(self.model, item_ids.resolve(asked), k, metric=metric)
+        return _frame("similar_to", asked if many else None, np.asarray(ids), np.asarray(scores), item_ids)
+
+    def fold_in(self, history: Sequence[Any]) -> np.ndarray:
+        """The vector `[rank]` of someone who has met these items (ids or titles), from the fixed item vectors."""
+        train = self._fitted()
+        met = np.unique(_item_ids(train).resolve(list(history)))
+        newcomer = Interactions.from_coo(np.zeros(len(met), int), met, n_users=1, n_items=train.n_items)
+        return np.asarray(fold_in(self._factors(), _with_usual_values(newcomer, train)))[0]
+
+    def evaluate(self, test: Any, k: int = 10) -> Evaluation:
+        """Ranking metrics on held-out interactions, training items left out, over the full catalogue.
+
+        Args:
+            test: `Interactions` split off the training data, or anything `clean` takes, with the same outside ids.
+            k: Length of the list.
+
+        Raises:
+            InteractionError: Unknown ids, or nobody to test.
+        """
+        train = self._fitted()
+        if not isinstance(test, Interactions):
+            test = _interactions(test, user_ids=self._user_ids(train), item_ids=_item_ids(train))
+        return evaluate(self.model, test, train=train, k=k)
+
+    def save(self, folder: str | Path) -> None:
+        """Saves model, vocabularies and training interactions into a folder, atomically; see `engine.storage`."""
+        train = self._fitted()
+        arrays, described = _flatten(self.model)
+        for side, ids in (("user", train.user_ids), ("item", train.item_ids)):
+            if ids is not None:
+                arrays[f"{side}_ids"] = ids.ids
+                if ids.titles is not None:
+                    arrays[f"{side}_titles"] = ids.titles
+        arrays["train.indptr"], arrays["train.items"] = train.indptr, train.items
+        if train.values is not None:
+            arrays["train.values"] = train.values
+        content = {
+            "algorithm": self.algorithm,
+            "seed": self.seed,
+            "parameters": {name: _plain(value) for name, value in self.parameters.items()},
+            "model": described,
+            "n_items": train.n_items,
+        }
+        storage.save_arrays(folder, arrays, content)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Recommender:
+        """A saved recommender.
+
+        Raises:
+            ModelFileError: A folder that is missing, cut short, altered or foreign.
+        """
+        arrays, content = storage.load_arrays(folder)
+        try:
+            recommender = cls(content["algorithm"], seed=content["seed"], **content["parameters"])
+            recommender.model = _restore(content["model"], arrays)
+
+            def ids(side: str) -> Vocabulary | None:
+                return (
+                    Vocabulary(arrays[f"{side}_ids"], arrays.get(f"{side}_titles")) if f"{side}_ids" in arrays else None
+                )
+
+            recommender._train = Interactions(
+                arrays["train.indptr"],
+                arrays["train.items"],
+                content["n_items"],
+                arrays.get("train.values"),
+                user_ids=ids("user"),
+                item_ids=ids("item"),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelFileError(f"{folder} does not hold a recommender of this version: {error!r}") from error
+        return recommender
+
+    def __repr__(self) -> str:
+        settings = "".join(f", {name}={value!r}" for name, value in self.parameters.items())
+        state = "not fitted" if self._train is None else f"fitted on {self._train.nnz:,} interactions"
+        return f"<Recommender {self.algorithm}{settings}, {state}>"
+
+    def _fitted(self) -> Interactions:
+        if self._train is None:
+            raise ValueError("this recommender is not fitted; call fit(data) first")
+        return self._train
+
+    def _factors(self) -> Factors:
+        if not isinstance(self.model, Factors):
+            raise ValueError(f"{self.algorithm} has no vectors to fold a history into")
+        return self.model
+
+    def _with_history(self, newcomer: Interactions, train: Interactions) -> Any:
+        if isinstance(self.model, Popularity):
+            return self.model
+        return with_history(self._factors(), _with_usual_values(newcomer, train))
+
+    @staticmethod
+    def _user_ids(train: Interactions) -> Vocabulary:
+        return train.user_ids or Vocabulary(np.arange(train.n_users))
+
+
+def _item_ids(train: Interactions) -> Vocabulary:
+    return train.item_ids or Vocabulary(np.arange(train.n_items))
+
+
+def _with_usual_values(newcomer: Interactions, train: Interactions) -> Interactions:
+    """A history of bare items counts as liked: each with the upper quartile of the training values."""
+    if train.values is None:
+        return newcomer
+    return newcomer.with_values(np.full(newcomer.nnz, np.quantile(train.values, 0.75), np.float32))
+
+
+def _interactions(data: Any, **vocabularies: Any) -> Interactions:
+    if isinstance(data, Interactions):
+        return data
+    if isinstance(data, (str, Path)):
+        return read_interactions(data, **vocabularies)
+    return clean(data, **vocabularies)
+
+
+def _frame(label: str, names: list | None, ids: np.ndarray, scores: np.ndarray, item_ids: Vocabulary) -> pl.DataFrame:
+    import polars as pl
+
+    row, place = np.nonzero(ids >= 0)
+    found = ids[row, place]
+    columns: dict[str, Any] = {} if names is None else {label: [names[r] for r in row]}
+    columns["rank"] = place + 1
+    columns["item"] = item_ids.outside(found)
+    if item_ids.titles is not None:
+        columns["title"] = item_ids.names(found)
+    columns["score"] = scores[row, place]
+    return pl.DataFrame(columns)
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if hasattr(value, "item") and np.ndim(value) == 0:
+        return np.asarray(value).item()
+    return jnp.dtype(value).name
+
+
+def _flatten(model: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays of a model by field, and what is needed to put it together again."""
+    described: dict[str, Any] = {"type": type(model).__name__, "none": [], "objective": None}
+    arrays = {}
+    for name, value in model._asdict().items():
+        if name == "objective" and value is not None:
+            described["objective"] = {
+                "type": type(value).__name__,
+                "numbers": {key: None if number is None else float(number) for key, number in value._asdict().items()},
+            }
+        elif value is None:
+            described["none"].append(name)
+        else:
+            arrays[f"model.{name}"] = np.asarray(value)
+    return arrays, described
+
+
+def _restore(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
+    kind = _MODELS[described["type"]]
+    fields: dict[str, Any] = dict.fromkeys(described["none"])
+    fields |= {
+        name.removeprefix("model."): jnp.asarray(array) for name, array in arrays.items() if name.startswith("model.")
+    }
+    objective = described["objective"]
+    if objective is not None:
+        numbers = {k: None if v is None else jnp.float32(v) for k, v in objective["numbers"].items()}
+        fields["objective"] = _OBJECTIVES[objective["type"]](**numbers)
+    return kind(**fields)

@@ -1,0 +1,3 @@
+"""The version of the package, alone in a file that a build can read."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,29 @@
+"""Interactions of a given shape with heavy tails on both sides, for speed measurements."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def heavy_tailed(n_users: int, n_items: int, nnz: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct pairs whose user activity is log-normal and whose item popularity follows a power law.
+
+    Returns:
+        `(users, items, values)`, int64, int64 and float32 in 1..5, about `nnz` each (duplicates are
+        drawn again until fewer than one in a thousand is missing).
+    """
+    rng = np.random.default_rng(seed)
+    activity = rng.lognormal(0.0, 1.1, n_users) + 0.15
+    popularity = 1.0 / (np.arange(n_items) + 30.0) ** 0.95
+    rng.shuffle(popularity)
+    users_cdf, items_cdf = np.cumsum(activity / activity.sum()), np.cumsum(popularity / popularity.sum())
+    keys = np.empty(0, np.int64)
+    while len(keys) < 0.999 * nnz:
+        missing = int(1.05 * (nnz - len(keys))) + 1000
+        users = np.searchsorted(users_cdf, rng.random(missing)).clip(max=n_users - 1)
+        items = np.searchsorted(items_cdf, rng.random(missing)).clip(max=n_items - 1)
+        keys = np.unique(np.concatenate([keys, users * n_items + items]))
+    if len(keys) > nnz:
+        keys = np.sort(rng.permutation(keys)[:nnz])
+    values = rng.integers(1, 6, len(keys)).astype(np.float32)
+    return keys // n_items, keys % n_items, values

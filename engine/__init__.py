@@ -1,0 +1,1 @@
+"""The functional core: data, factorization, retrieval and evaluation over pytrees."""

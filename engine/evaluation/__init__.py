@@ -1,0 +1,19 @@
+"""Metrics and the protocols that apply them."""
+
+from .metrics import hit_rate_at_k, mae, map_at_k, mrr_at_k, ndcg_at_k, precision_at_k, recall_at_k, rmse
+from .protocols import Evaluation, evaluate, evaluate_ratings, evaluate_sampled
+
+__all__ = [
+    "Evaluation",
+    "evaluate",
+    "evaluate_ratings",
+    "evaluate_sampled",
+    "hit_rate_at_k",
+    "mae",
+    "map_at_k",
+    "mrr_at_k",
+    "ndcg_at_k",
+    "precision_at_k",
+    "recall_at_k",
+    "rmse",
+]

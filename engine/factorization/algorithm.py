@@ -1,0 +1,77 @@
+"""What a factorization algorithm is, and what it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32, PRNGKeyArray
+
+from ...kernels.csr import SparseMatrix
+from .objectives import ExplicitObjective, ImplicitObjective
+
+
+class Algorithm(NamedTuple):
+    """Two pure functions, traceable and not jitted: jit, scan, vmap, shard or embed them as you like.
+
+    Attributes:
+        init: `init(key, data) -> state`.
+        step: `step(key, state, data) -> (state, info)`: one sweep or epoch.
+        name: What messages call it.
+    """
+
+    init: Callable[[PRNGKeyArray, SparseMatrix], Any]
+    step: Callable[[PRNGKeyArray, Any, SparseMatrix], tuple[Any, Info]]
+    name: str = "algorithm"
+
+
+class Info(NamedTuple):
+    """What one step reports.
+
+    Attributes:
+        loss: The objective after the step, summed over all interactions.
+        nonfinite: `[2]`, how many rows of the user and of the item side are not finite.
+        first_bad_row: `[2]`, the first such row of each side, -1 if there is none.
+    """
+
+    loss: Float[Array, ""]
+    nonfinite: Int32[Array, 2]
+    first_bad_row: Int32[Array, 2]
+
+
+class Factors(NamedTuple):
+    """A factor model: `score(u, i) = users[u] . items[i] (+ user_bias[u] + item_bias[i] + mean)`.
+
+    The state of ALS and a model at once; its hyper-parameters are leaves, so that `vmap` trains a grid.
+    """
+
+    users: Float[Array, "n_users rank"]
+    items: Float[Array, "n_items rank"]
+    user_bias: Float[Array, " n_users"] | None = None
+    item_bias: Float[Array, " n_items"] | None = None
+    mean: Float[Array, ""] | None = None
+    objective: ExplicitObjective | ImplicitObjective | None = None
+
+    @property
+    def n_users(self) -> int:
+        return self.users.shape[-2]
+
+    @property
+    def n_items(self) -> int:
+        return self.items.shape[-2]
+
+    def queries(self, users: Int32[Array, " batch"]) -> Float[Array, "batch width"]:
+        """Vectors whose products with `item_table()` are the scores of these users."""
+        rows = self.users[users]
+        if self.mean is None:
+            return rows
+        ones = jnp.ones((rows.shape[0], 1), rows.dtype)
+        return jnp.concatenate([rows, ones, (self.user_bias[users] + self.mean)[:, None]], axis=1)
+
+    def item_table(self) -> Float[Array, "n_items width"]:
+        """Item vectors, with the biases folded in as further columns."""
+        if self.mean is None:
+            return self.items
+        ones = jnp.ones((self.items.shape[0], 1), self.items.dtype)
+        return jnp.concatenate([self.items, self.item_bias[:, None], ones], axis=1)

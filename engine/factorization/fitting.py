@@ -1,0 +1,167 @@
+"""The one training loop: any `Algorithm`, with progress, early stopping and a watch for broken numbers."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from ...kernels.csr import SparseMatrix
+from ..data.interactions import Interactions
+from ..errors import DivergenceError
+from .algorithm import Algorithm, Info
+
+
+class History(NamedTuple):
+    """What happened, an entry a step.
+
+    Attributes:
+        loss: The objective after each step.
+        seconds: Wall time of each step; the first includes compilation.
+        validation: What `validate` returned, or None.
+        stopped: Why it ended: "steps", "tolerance", "patience" or "callback".
+    """
+
+    loss: np.ndarray
+    seconds: np.ndarray
+    validation: np.ndarray | None
+    stopped: str
+
+
+def fit(
+    algorithm: Algorithm,
+    interactions: Interactions | SparseMatrix,
+    *,
+    key: PRNGKeyArray,
+    steps: int,
+    state: Any = None,
+    callback: Callable[[int, Any, Info], Any] | None = None,
+    tolerance: float | None = None,
+    validate: Callable[[Any], float] | None = None,
+    patience: int = 3,
+    progress: bool | None = None,
+) -> tuple[Any, History]:
+    """Trains an algorithm.
+
+    The step is jitted once and its state donated; a step that yields a number that is not finite is undone and
+    reported.
+
+    Args:
+        algorithm: From `implicit_als`, `explicit_als`, …
+        interactions: What to train on.
+        key: Of `jax.random`; the same key gives bitwise the same result on the same machine.
+        steps: The most steps to take, at least 1.
+        state: Where to begin; `algorithm.init` if None. It is copied, not consumed.
+        callback: `callback(step, state, info)`, called after each step, counted from 1; a true return value stops.
+        tolerance: Stop when the loss improves by less than this share of itself.
+        validate: `validate(state) -> score`, higher is better, called after each step. The state with the best score
+            is returned, and training stops when `patience` steps brought no better one.
+        patience: See `validate`.
+        progress: Whether to show a progress bar; if None, when the error stream is a terminal.
+
+    Returns:
+        `(state, history)`.
+
+    Raises:
+        DivergenceError: A number that is not finite; names step, side and row, and holds the state before it.
+        ValueError: `steps` or `patience` below 1.
+    """
+    if steps < 1 or patience < 1:
+        raise ValueError(f"{steps=} and {patience=} must be at least 1")
+    data = interactions.to_device() if isinstance(interactions, Interactions) else interactions
+    nnz = data.by_user.nnz
+    init_key, key = jax.random.split(key)
+    state = jax.jit(algorithm.init)(init_key, data) if state is None else jax.tree.map(jnp.array, state)
+
+    def guarded(key, state, data):
+        new, info = algorithm.step(key, state, data)
+        good = jnp.isfinite(info.loss) & jnp.all(info.nonfinite == 0)
+        return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state), info
+
+    step = jax.jit(guarded, donate_argnums=1)
+    losses, seconds, scores = [], [], []
+    best, best_score, stopped = None, -np.inf, "steps"
+    with _Progress(algorithm.name, steps, progress) as bar:
+        for number, step_key in enumerate(jax.random.split(key, steps), start=1):
+            began = time.perf_counter()
+            state, info = step(step_key, state, data)
+            info = jax.tree.map(np.asarray, info)
+            seconds.append(time.perf_counter() - began)
+            losses.append(float(info.loss))
+            if info.nonfinite.any() or not np.isfinite(info.loss):
+                raise _divergence(algorithm, number, info, state, data)
+            if validate is not None:
+                scores.append(float(validate(state)))
+                if scores[-1] > best_score:
+                    best, best_score = jax.tree.map(jnp.array, state), scores[-1]
+            bar.advance(losses[-1] / max(nnz, 1), nnz / seconds[-1], scores)
+            if callback is not None and callback(number, state, info):
+                stopped = "callback"
+            elif validate is not None and number - 1 - int(np.argmax(scores)) >= patience:
+                stopped = "patience"
+            elif tolerance is not None and number > 1 and losses[-2] - losses[-1] < tolerance * abs(losses[-2]):
+                stopped = "tolerance"
+            if stopped != "steps":
+                break
+    history = History(np.array(losses), np.array(seconds), np.array(scores) if scores else None, stopped)
+    return (state if best is None else best), history
+
+
+def _divergence(algorithm: Algorithm, number: int, info: Info, state: Any, data: SparseMatrix) -> DivergenceError:
+    where = "the loss"
+    for side, rows, row in zip(("user", "item"), data, info.first_bad_row, strict=True):
+        if row >= 0:
+            entries = int(rows.indptr[row + 1] - rows.indptr[row])
+            where = f"{side} side: row {row}"
+            detail = [f"{entries} interaction{'' if entries == 1 else 's'}"]
+            break
+    else:
+        detail = [f"{info.loss}"]
+    l2 = getattr(getattr(state, "objective", None), "l2", None)
+    if l2 is not None:
+        detail.insert(0, f"l2={float(l2):g}")
+    advice = "; l2 > 0 avoids it" if l2 is not None and float(l2) == 0 else ""
+    return DivergenceError(
+        f"{algorithm.name}, step {number}, {where} is not finite ({', '.join(detail)}). "
+        f"The state before this step is in error.state{advice}",
+        state,
+    )
+
+
+class _Progress:
+    """A progress bar with loss and speed, or nothing."""
+
+    def __init__(self, name: str, steps: int, shown: bool | None):
+        self._bar = None
+        if sys.stderr.isatty() if shown is None else shown:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+            columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"))
+            columns = (TextColumn(columns[0]), *columns[1:], TimeElapsedColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._task = self._bar.add_task(name, total=steps, status="compiling")
+
+    def __enter__(self) -> _Progress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, loss: float, speed: float, scores: list[float]) -> None:
+        if self._bar is None:
+            return
+        unit, scale = ("M", 1e6) if speed >= 1e6 else ("k", 1e3)
+        status = f"loss {loss:.4f}  {speed / scale:.1f} {unit} interactions/s"
+        if scores:
+            status += f"  validation {scores[-1]:.4f}"
+        self._bar.update(self._task, advance=1, status=status)

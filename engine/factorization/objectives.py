@@ -1,0 +1,60 @@
+"""The objectives of least-squares factorization: what an interaction weighs and what it aims at.
+
+    sum over observed (u,i) of (w s^2 - 2 b s + const)  +  a0 * sum over all (u,i) of s^2
+        + sum_u l_u |x_u|^2 + sum_i l_i |y_i|^2,      s = x_u . y_i,   l_u = l2 (n_u + a0 n_items)^nu
+
+Every field is an array, so a grid of them trains under `vmap`; which objective it is, is the type.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Terms(NamedTuple):
+    """What the observed interactions add to the objective; `weights` is of size 1 where it is constant."""
+
+    weights: Float[Array, " nnz_or_1"]
+    targets: Float[Array, " nnz_or_1"]
+    constants: Float[Array, " nnz_or_1"]
+
+
+class ExplicitObjective(NamedTuple):
+    """Squared error on the observed values: w = 1, b = r, a0 = 0 (Zhou et al. 2008 with nu = 1)."""
+
+    l2: Float[Array, ""]
+    l2_exponent: Float[Array, ""]
+
+    @property
+    def unobserved_weight(self) -> Float[Array, ""]:
+        return jnp.zeros_like(self.l2)
+
+    def terms(self, values: Float[Array, " nnz_or_1"]) -> Terms:
+        return Terms(jnp.ones(1, jnp.float32), values, values * values)
+
+
+class ImplicitObjective(NamedTuple):
+    """Squared error on all pairs, the unobserved ones aiming at 0.
+
+    `alpha` None: w = b = 1 (Rendle et al. 2021). Else with confidence c = confidence_offset + alpha |r|: w = c - 1,
+    b = c, which is Hu, Koren, Volinsky 2008 for offset 1 and the `implicit` library for offset 0. A negative value
+    is a dislike: it weighs as much and aims at 0.
+    """
+
+    l2: Float[Array, ""]
+    l2_exponent: Float[Array, ""]
+    unobserved_weight: Float[Array, ""]
+    alpha: Float[Array, ""] | None
+    confidence_offset: Float[Array, ""]
+
+    def terms(self, values: Float[Array, " nnz_or_1"]) -> Terms:
+        liked = values >= 0
+        if self.alpha is None:
+            targets = jnp.where(liked, 1.0, 0.0)
+            return Terms(jnp.ones(1, jnp.float32), targets, targets)
+        confidence = self.confidence_offset + self.alpha * jnp.abs(values)
+        targets = jnp.where(liked, confidence, 0.0)
+        return Terms(confidence - 1.0, targets, targets)

@@ -1,0 +1,110 @@
+"""Fold-in: vectors for users and items that were not there in training, from their history alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ...kernels import least_squares
+from ...kernels.csr import CSR, SparseMatrix
+from ...kernels.op import Implementation
+from ..data.interactions import Interactions
+from ..errors import InteractionError
+from ..factorization.algorithm import Factors
+from ..factorization.als import gramian, joined, rating_system, ridge, separated
+
+History = CSR | SparseMatrix | Interactions
+
+
+def fold_in(
+    model: Factors,
+    history: Any,
+    *,
+    side: str = "users",
+    gram: Float[Array, "rank rank"] | None = None,
+    implementation: Implementation = "auto",
+) -> Float[Array, "batch rank"]:
+    """Vectors of new users (or items): one exact half sweep over their histories, all else fixed.
+
+    Differentiable in the histories' values and in the model.
+
+    Args:
+        model: `Factors` of a least-squares factorization.
+        history: A row for each newcomer: `Interactions`, a scipy sparse matrix `[batch, n_items]`, or a `CSR`
+            (for side "items", `[batch, n_users]`).
+        side: "users", or "items" for new items from the users who met them.
+        gram: `gramian` of the fixed side, to save its computation when few rows are folded in at a time.
+        implementation: See `kernels.op.dispatch`.
+
+    Returns:
+        `[batch, rank]`; 0 for a newcomer without history. `with_history` gives them as a model, biases included.
+
+    Raises:
+        InteractionError: A history that names rows the model does not have.
+        ValueError: The model has no least-squares objective, or `side` is unknown.
+    """
+    rows = _solved(model, history, side, gram, implementation)
+    return separated(rows, model.users.shape[1])[0]
+
+
+def with_history(model: Factors, history: Any, *, implementation: Implementation = "auto") -> Factors:
+    """The model whose users are the newcomers of `history`, in order: what `recommend` and `predict` take.
+
+    Args and Raises: as `fold_in`.
+    """
+    users, bias = separated(_solved(model, history, "users", None, implementation), model.users.shape[1])
+    return model._replace(users=users, user_bias=bias)
+
+
+def fixed_gramian(model: Factors, side: str = "users") -> Float[Array, "rank rank"]:
+    """The Gramian that `fold_in` of this side needs, to be computed once and passed as `gram`."""
+    fixed = model.items if side == "users" else model.users
+    bias = model.item_bias if side == "users" else model.user_bias
+    return gramian(joined(fixed, bias), _objective(model))
+
+
+def _solved(model: Factors, history: Any, side: str, gram: Array | None, implementation: Implementation) -> Array:
+    if side not in ("users", "items"):
+        raise ValueError(f'{side=} must be "users" or "items"')
+    objective = _objective(model)
+    n_columns = model.n_items if side == "users" else model.n_users
+    rows = _as_rows(history, n_columns, "item" if side == "users" else "user")
+    table, terms = rating_system(rows, model, side)
+    return least_squares.solve(
+        rows.indptr,
+        rows.indices,
+        terms.weights,
+        terms.targets,
+        table,
+        gramian(table, objective) if gram is None else gram,
+        ridge(rows, n_columns, objective),
+        solver="cholesky",
+        implementation=implementation,
+    ).x
+
+
+def _objective(model: Factors) -> Any:
+    if getattr(model, "objective", None) is None:
+        raise ValueError(f"fold_in needs factors of least squares; this {type(model).__name__} has no objective")
+    return model.objective
+
+
+def _as_rows(history: Any, n_columns: int, side: str) -> CSR:
+    if isinstance(history, SparseMatrix):
+        history = history.by_user
+    if hasattr(history, "tocsr"):
+        history = Interactions.from_scipy(history)
+    if isinstance(history, Interactions):
+        values = np.ones(1, np.float32) if history.values is None else history.values
+        history = CSR(jnp.asarray(history.indptr.astype(np.int32)), jnp.asarray(history.items), jnp.asarray(values))
+    if not isinstance(history, CSR):
+        raise InteractionError(f"history must be Interactions, a scipy matrix or CSR; got {type(history).__name__}")
+    if not isinstance(history.indices, jax.core.Tracer) and history.nnz:
+        largest = int(np.max(np.asarray(history.indices)))
+        if largest >= n_columns:
+            raise InteractionError(f"history: {side} {largest} is outside [0, {n_columns}), the {side}s of the model")
+    return history

@@ -1,0 +1,183 @@
+"""Retrieval: the best items for users, the nearest items to items, predicted values of pairs."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int32
+
+from ...kernels import top_k as top_k_kernel
+from ...kernels.op import Implementation
+from .filters import Seen, among_allowed, as_ids, as_seen, checked_rows
+
+
+@runtime_checkable
+class QueryModel(Protocol):
+    """A model that answers by products of query vectors with an item table."""
+
+    def queries(self, users: Int32[Array, " batch"]) -> Float[Array, "batch width"]: ...
+
+    def item_table(self) -> Float[Array, "n_items width"]: ...
+
+
+def recommend(
+    model: QueryModel,
+    users: Any,
+    k: int = 10,
+    *,
+    seen: Seen | None = None,
+    exclude: Any = None,
+    allow: Any = None,
+    implementation: Implementation = "auto",
+) -> tuple[Int32[Array, "batch k"], Float[Array, "batch k"]]:
+    """The k best items for each user.
+
+    Scores are tiled: memory does not grow with users times items. Works inside jit, with `k` static.
+
+    Args:
+        model: Anything with `queries` and `item_table`, such as `Factors`.
+        users: `[batch]` indices.
+        k: How many, at least 1.
+        seen: Interactions whose items are left out of their users' answers: `Interactions` or what its
+            `to_device` gives.
+        exclude: `[batch, h]` further items to leave out, padded with -1.
+        allow: `[n_items]` bool, or `[batch, a]` items for each user, padded with -1: only these are answered.
+        implementation: See `kernels.op.dispatch`.
+
+    Returns:
+        `(ids [batch, k] int32, scores [batch, k] float32)`, best first, equal scores by lower id; id -1 and score
+        -inf where fewer than k items remain.
+
+    Raises:
+        InteractionError: A user outside the model (where users are concrete), or a filter of the wrong shape.
+        ValueError: k below 1.
+
+    >>> from affinax.engine.factorization import Factors
+    >>> model = Factors(jnp.array([[0.7, 0.5]]), jnp.array([[0.5, 0.6], [1.0, 1.0], [0.0, 0.0]]))
+    >>> ids, scores = recommend(model, [0], k=2)
+    >>> ids.tolist(), [round(s, 3) for s in scores[0].tolist()]
+    ([[1, 0]], [1.2, 0.65])
+    """
+    users = as_ids("users", users, getattr(model, "n_users", None))
+    return top_k(
+        model.queries(users),
+        model.item_table(),
+        k,
+        seen=seen,
+        rows=users,
+        exclude=exclude,
+        allow=allow,
+        implementation=implementation,
+    )
+
+
+def top_k(
+    queries: Float[Array, "batch width"],
+    items: Float[Array, "n_items width"],
+    k: int,
+    *,
+    seen: Seen | None = None,
+    rows: Any = None,
+    exclude: Any = None,
+    allow: Any = None,
+    implementation: Implementation = "auto",
+) -> tuple[Int32[Array, "batch k"], Float[Array, "batch k"]]:
+    """The k items with the highest products with each query: `recommend` for vectors of your own.
+
+    Args:
+        queries: Query vectors.
+        items: Item vectors.
+        k: How many, at least 1.
+        seen: As in `recommend`; with
+        rows: the row of `seen` that belongs to each query, in order if None.
+        exclude: As in `recommend`, and so
+        allow: are the allowed items and
+        implementation: the kernel.
+
+    Returns:
+        `(ids, scores)` as `recommend`.
+
+    Raises:
+        InteractionError, ValueError: As `recommend`.
+    """
+    queries, items = jnp.asarray(queries, jnp.float32), jnp.asarray(items, jnp.float32)
+    batch, n_items = queries.shape[0], items.shape[0]
+    filters: dict[str, Any] = {}
+    if seen is not None:
+        sparse = as_seen(seen)
+        rows = jnp.arange(batch, dtype=jnp.int32) if rows is None else as_ids("rows", rows)
+        checked_rows(rows, sparse.n_rows, batch)
+        filters |= {"seen_indptr": sparse.indptr, "seen_indices": sparse.indices, "seen_rows": rows}
+    if exclude is not None:
+        filters["exclude"] = as_ids("exclude", exclude, n_items, shape=(batch, None), padded=True)
+    if allow is not None:
+        allow = jnp.asarray(allow)
+        if allow.dtype != bool:
+            allowed = as_ids("allow", allow, n_items, shape=(batch, None), padded=True)
+            return among_allowed(queries, items, k, allowed, filters)
+        if allow.shape != (n_items,):
+            raise ValueError(f"allow.shape={allow.shape} must be ({n_items},) for a bool mask of items")
+        filters["allow"] = allow
+    return top_k_kernel.search(queries, items, k, implementation=implementation, **filters)
+
+
+def similar_items(
+    model: QueryModel, items: Any, k: int = 10, *, metric: str = "cosine", exclude: Any = None, allow: Any = None
+) -> tuple[Int32[Array, "batch k"], Float[Array, "batch k"]]:
+    """The k nearest items to each item, itself left out.
+
+    Args:
+        model: Anything with `item_table`; biases do not count where the model has `items` of its own.
+        items: `[batch]` indices.
+        k: How many, at least 1.
+        metric: "cosine" or "dot".
+        exclude: As in `recommend`, and so
+        allow: are the allowed items.
+
+    Returns:
+        `(ids, scores)` as `recommend`; an item whose vector is 0 has cosine 0 with every other.
+
+    Raises:
+        InteractionError, ValueError: As `recommend`, or an unknown metric.
+    """
+    if metric not in ("cosine", "dot"):
+        raise ValueError(f'{metric=} must be "cosine" or "dot"')
+    table = jnp.asarray(getattr(model, "items", None) if hasattr(model, "items") else model.item_table(), jnp.float32)
+    items = as_ids("items", items, table.shape[0])
+    if metric == "cosine":
+        norms = jnp.linalg.norm(table, axis=1, keepdims=True)
+        table = table / jnp.where(norms > 0, norms, 1.0)
+    own = items[:, None]
+    if exclude is not None:
+        exclude = as_ids("exclude", exclude, table.shape[0], shape=(items.shape[0], None), padded=True)
+        own = jnp.concatenate([own, exclude], axis=1)
+    return top_k(table[items], table, k, exclude=own, allow=allow)
+
+
+def predict(model: QueryModel, users: Any, items: Any) -> Float[Array, " batch"]:
+    """Scores of pairs: the predicted rating where the model was trained on ratings.
+
+    Args:
+        model: Anything with `queries` and `item_table`.
+        users: `[batch]` indices.
+        items: `[batch]` indices.
+
+    Raises:
+        InteractionError: An index outside the model, where it is concrete.
+    """
+    table = model.item_table()
+    users, items = as_ids("users", users, getattr(model, "n_users", None)), as_ids("items", items, table.shape[0])
+    return _pair_products(model, users, items)
+
+
+@jax.jit
+def _pair_products(model: QueryModel, users: Array, items: Array) -> Array:
+    table, block = model.item_table(), 1 << 14
+    padding = -users.shape[0] % block
+    pairs = jnp.stack([jnp.pad(users, (0, padding)), jnp.pad(items, (0, padding))]).reshape(2, -1, block)
+    pairs = jnp.moveaxis(pairs, 1, 0)
+    scores = lax.map(lambda pair: jnp.sum(model.queries(pair[0]) * table[pair[1]], axis=-1), pairs)
+    return scores.reshape(-1)[: users.shape[0]]

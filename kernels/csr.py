@@ -1,0 +1,145 @@
+"""Compressed sparse rows: the one sparse layout of the library, and the host kernels that build it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from jaxtyping import Array, Float, Int32
+
+
+class CSR(NamedTuple):
+    """Rows of a sparse matrix on a device: a pytree of three arrays.
+
+    Row `r` holds the columns `indices[indptr[r]:indptr[r + 1]]`, ascending and without repetition.
+    `values` has one entry per stored pair, or a single one when all pairs share it.
+    """
+
+    indptr: Int32[Array, " rows_plus_1"]
+    indices: Int32[Array, " nnz"]
+    values: Float[Array, " nnz_or_1"]
+
+    @property
+    def n_rows(self) -> int:
+        return self.indptr.shape[0] - 1
+
+    @property
+    def nnz(self) -> int:
+        return self.indices.shape[0]
+
+
+class SparseMatrix(NamedTuple):
+    """The same interactions seen from both sides; what `step` functions train on."""
+
+    by_user: CSR
+    by_item: CSR
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.by_user.n_rows, self.by_item.n_rows
+
+
+@numba.njit(cache=True, nogil=True)
+def count_rows(rows, n_rows):
+    """Row pointer (int64, length `n_rows` + 1) of pairs whose row ids are `rows`."""
+    indptr = np.zeros(n_rows + 1, np.int64)
+    for row in rows:
+        indptr[row + 1] += 1
+    for row in range(n_rows):
+        indptr[row + 1] += indptr[row]
+    return indptr
+
+
+@numba.njit(cache=True, nogil=True)
+def stable_order(rows, indptr, previous):
+    """Positions that sort `rows`, by counting; `previous` is the order to keep among equals."""
+    cursor = indptr[:-1].copy()
+    order = np.empty(len(rows), np.int64)
+    for position in previous:
+        row = rows[position]
+        order[cursor[row]] = position
+        cursor[row] += 1
+    return order
+
+
+@numba.njit(cache=True, nogil=True)
+def transpose(indptr, indices, n_columns):
+    """CSR of the transposed matrix: `(indptr, indices, source)`.
+
+    `source[k]` is the place in the input of the k-th entry of the output, so that values and
+    timestamps follow by one gather.
+    """
+    indptr_t = count_rows(indices, n_columns)
+    cursor = indptr_t[:-1].copy()
+    indices_t = np.empty(len(indices), np.int32)
+    source = np.empty(len(indices), np.int64)
+    for row in range(len(indptr) - 1):
+        for k in range(indptr[row], indptr[row + 1]):
+            place = cursor[indices[k]]
+            cursor[indices[k]] = place + 1
+            indices_t[place] = row
+            source[place] = k
+    return indptr_t, indices_t, source
+
+
+@numba.njit(cache=True, nogil=True)
+def first_in_group(rows, columns, order):
+    """True where a sorted pair differs from the one before it: the start of a group of duplicates."""
+    first = np.ones(len(order), np.bool_)
+    for k in range(1, len(order)):
+        here, before = order[k], order[k - 1]
+        first[k] = rows[here] != rows[before] or columns[here] != columns[before]
+    return first
+
+
+def sort_pairs(rows: np.ndarray, columns: np.ndarray, n_rows: int, n_columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Order of the pairs by (row, column, input position) and the row pointer: two counting sorts.
+
+    Returns:
+        `(order [nnz] int64, indptr [n_rows + 1] int64)`.
+    """
+    natural = np.arange(len(rows), dtype=np.int64)
+    by_column = stable_order(columns, count_rows(columns, n_columns), natural)
+    indptr = count_rows(rows, n_rows)
+    return stable_order(rows, indptr, by_column), indptr
+
+
+@numba.njit(cache=True, nogil=True)
+def merge_duplicates(order, first, values, times, how):
+    """Merges each group of equal pairs into one: `(position, value)` of every group.
+
+    Args:
+        order: Positions sorted by pair and, within a pair, by input order.
+        first: True at the start of each group, in that order.
+        values: float64, by position.
+        times: float64 or int64, by position; all equal where there are none.
+        how: 0 keeps the latest (the last in input order among equal times), 1 sums, 2 averages.
+
+    Returns:
+        `(position [groups] int64, value [groups] float64)`; the position is that of the latest of the group.
+    """
+    n_groups = first.sum()
+    position = np.empty(n_groups, np.int64)
+    value = np.empty(n_groups, np.float64)
+    group = -1
+    size = 0
+    for k in range(len(order)):
+        here = order[k]
+        if first[k]:
+            if group >= 0 and how == 2:
+                value[group] /= size
+            group += 1
+            size = 0
+            position[group] = here
+            value[group] = 0.0
+        if times[here] >= times[position[group]]:
+            position[group] = here
+        size += 1
+        value[group] += values[here]
+    if group >= 0 and how == 2:
+        value[group] /= size
+    if how == 0:
+        for group in range(n_groups):
+            value[group] = values[position[group]]
+    return position, value

@@ -1,0 +1,90 @@
+"""An operation with more than one implementation, and the choice among them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+
+Implementation = Literal["auto", "reference", "numba", "pallas", "interpret"]
+
+
+class Op(NamedTuple):
+    """The implementations of one operation; all take the same arguments and return the same pytree.
+
+    Attributes:
+        name: What messages call it.
+        reference: In `jax.numpy`: the meaning. Runs on every platform.
+        supports: `supports(*arguments, **static)` returns None where the other implementations can
+            take these shapes and dtypes, else the reason why not.
+        numba: On CPU, called from inside jit through `kernels.xla_ffi`.
+        pallas_gpu: Mosaic GPU.
+        pallas_tpu: Mosaic TPU.
+    """
+
+    name: str
+    reference: Callable[..., Any]
+    supports: Callable[..., str | None]
+    numba: Callable[..., Any] | None = None
+    pallas_gpu: Callable[..., Any] | None = None
+    pallas_tpu: Callable[..., Any] | None = None
+
+
+@functools.cache
+def platforms() -> frozenset[str]:
+    """Platforms this process can run on, as `jax.lax.platform_dependent` names them."""
+    found = {"cpu"}
+    for platform in ("cuda", "rocm", "tpu"):
+        try:
+            if jax.devices(platform):
+                found.add(platform)
+        except RuntimeError:
+            pass
+    return frozenset(found)
+
+
+def implementations(op: Op) -> dict[str, Callable[..., Any]]:
+    """The special implementations of `op` that this process can run, by platform."""
+    candidates = {"cpu": op.numba, "cuda": op.pallas_gpu, "tpu": op.pallas_tpu}
+    return {p: f for p, f in candidates.items() if f is not None and p in platforms()}
+
+
+def dispatch(op: Op, *arguments: Any, implementation: Implementation = "auto", **static: Any) -> Any:
+    """Calls `op` by the chosen implementation.
+
+    Args:
+        op: The operation.
+        *arguments: Its arrays.
+        implementation: "auto" takes the best one of the platform that the program is lowered for; any other
+            choice is taken or refused, never replaced. Use "reference" for programs to be exported.
+        **static: Its static parameters.
+
+    Raises:
+        NotImplementedError: The explicit choice cannot run here; the message says why.
+        ValueError: The name of the implementation is unknown.
+    """
+    if implementation not in get_args(Implementation):
+        raise ValueError(f"kernels.{op.name}: {implementation=} must be one of {get_args(Implementation)}")
+    if implementation == "reference":
+        return op.reference(*arguments, **static)
+    available = implementations(op)
+    reason = op.supports(*arguments, **static)
+    if implementation == "auto":
+        if reason or not available:
+            return op.reference(*arguments, **static)
+        if platforms() == available.keys():
+            return available["cpu"](*arguments, **static)
+        branches = {p: functools.partial(f, **static) for p, f in available.items()}
+        return jax.lax.platform_dependent(*arguments, default=functools.partial(op.reference, **static), **branches)
+    wanted = {"numba": ("cpu",), "pallas": ("cuda", "tpu"), "interpret": ()}[implementation]
+    runnable = [p for p in wanted if p in available]
+    if not runnable or reason:
+        reason = reason or (
+            f'implementation="{implementation}" is not to be had in this process, which has '
+            f"{', '.join(sorted(platforms()))}"
+        )
+        automatic = "numba" if "cpu" in available else "reference"
+        raise NotImplementedError(f'kernels.{op.name}: {reason}. "auto" would take "{automatic}".')
+    return available[runnable[0]](*arguments, **static)

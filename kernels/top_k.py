@@ -1,0 +1,145 @@
+"""The best items of each query: product, mask and selection in one, never holding all scores."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int32
+
+from . import top_k_numba
+from .op import Implementation, Op, dispatch
+
+_SCORES_HELD = 1 << 25  # scores of one block of queries
+_SEEN_AT_ONCE = 64  # entries of a row that are masked together
+
+
+def search(
+    queries: Float[Array, "batch width"],
+    items: Float[Array, "n_items width"],
+    k: int,
+    *,
+    seen_indptr: Int32[Array, " n_rows_plus_1"] | None = None,
+    seen_indices: Int32[Array, " nnz"] | None = None,
+    seen_rows: Int32[Array, " batch"] | None = None,
+    exclude: Int32[Array, "batch h"] | None = None,
+    allow: Bool[Array, " n_items"] | None = None,
+    implementation: Implementation = "auto",
+) -> tuple[Int32[Array, "batch k"], Float[Array, "batch k"]]:
+    """Items with the highest products `queries[b] . items[i]`, best first.
+
+    Differentiable in `queries` and `items` through the scores.
+
+    Args:
+        queries: float32.
+        items: float32.
+        k: At least 1; may exceed the number of items.
+        seen_indptr: Row pointer of a sparse matrix of items to leave out, and its
+        seen_indices: columns, ascending within a row.
+        seen_rows: The row of that matrix that belongs to each query.
+        exclude: Further items to leave out of each query's answer, padded with -1.
+        allow: The items that may be answered.
+        implementation: See `kernels.op.dispatch`.
+
+    Returns:
+        `(ids, scores)`. Equal scores go by lower id. Where fewer than k items remain, or a score is NaN or -inf,
+        the rest is id -1 and score -inf.
+
+    Raises:
+        ValueError: k below 1 or widths that differ.
+
+    >>> ids, scores = search(jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 5.0], [3.0, 0.0], [1.0, 0.0]]), 4)
+    >>> ids.tolist(), scores.tolist()
+    ([[1, 0, 2, -1]], [[3.0, 1.0, 1.0, -inf]])
+    """
+    if k < 1:
+        raise ValueError(f"kernels.top_k: {k=} must be at least 1")
+    if queries.shape[1] != items.shape[1]:
+        raise ValueError(f"kernels.top_k: queries have width {queries.shape[1]}, items {items.shape[1]}")
+    batch = queries.shape[0]
+    if seen_indptr is None or seen_indices is None or seen_rows is None:
+        seen_indptr, seen_indices, seen_rows = (
+            jnp.zeros(2, jnp.int32),
+            jnp.zeros(0, jnp.int32),
+            jnp.zeros(batch, jnp.int32),
+        )
+    if exclude is None:
+        exclude = jnp.zeros((batch, 0), jnp.int32)
+    if allow is None:
+        allow = jnp.zeros(0, bool)
+    arguments = map(jnp.asarray, (queries, items, seen_indptr, seen_indices, seen_rows, exclude, allow))
+    return _search((k, implementation), *arguments)
+
+
+def _reference(queries, items, seen_indptr, seen_indices, seen_rows, exclude, allow, *, k: int):
+    batch, n_items = queries.shape[0], items.shape[0]
+    if batch == 0 or n_items == 0:
+        return jnp.full((batch, k), -1, jnp.int32), jnp.full((batch, k), -jnp.inf, jnp.float32)
+    if seen_indices.shape[0] == 0:
+        seen_indices = jnp.zeros(1, jnp.int32)
+    block = max(1, min(batch, _SCORES_HELD // n_items))
+
+    def one_block(first):
+        rows = jnp.minimum(first + jnp.arange(block, dtype=jnp.int32), batch - 1)
+        scores = jnp.matmul(queries[rows], items.T, precision=lax.Precision.HIGHEST)
+        scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
+        if allow.shape[0]:
+            scores = jnp.where(allow[None], scores, -jnp.inf)
+        here = jnp.arange(block, dtype=jnp.int32)[:, None]
+        if exclude.shape[1]:
+            out = exclude[rows]
+            scores = scores.at[here, jnp.where(out < 0, n_items, out)].set(-jnp.inf, mode="drop")
+        begin, end = seen_indptr[seen_rows[rows]], seen_indptr[seen_rows[rows] + 1]
+
+        def mask(carry):
+            offset, scores = carry
+            entry = begin[:, None] + offset + jnp.arange(_SEEN_AT_ONCE, dtype=jnp.int32)[None]
+            valid = entry < end[:, None]
+            out = jnp.where(valid, seen_indices[jnp.where(valid, entry, 0)], n_items)
+            return offset + _SEEN_AT_ONCE, scores.at[here, out].set(-jnp.inf, mode="drop")
+
+        longest = jnp.max(end - begin)
+        _, scores = lax.while_loop(lambda carry: carry[0] < longest, mask, (jnp.int32(0), scores))
+        best, ids = lax.top_k(scores, min(k, n_items))
+        padding = [(0, 0), (0, k - min(k, n_items))]
+        best = jnp.pad(best, padding, constant_values=-jnp.inf)
+        ids = jnp.pad(ids.astype(jnp.int32), padding, constant_values=-1)
+        return jnp.where(best == -jnp.inf, -1, ids), best
+
+    ids, scores = lax.map(one_block, jnp.arange(0, batch, block, dtype=jnp.int32))
+    return ids.reshape(-1, k)[:batch], scores.reshape(-1, k)[:batch]
+
+
+def _supports(queries, items, *_, k: int) -> str | None:
+    if queries.dtype != jnp.float32 or items.dtype != jnp.float32:
+        return f"queries of {queries.dtype} and items of {items.dtype} must both be float32"
+    return None
+
+
+OP = Op("top_k", _reference, _supports, numba=top_k_numba.search_rows)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _search(static, *arguments):
+    k, implementation = static
+    return dispatch(OP, *arguments, implementation=implementation, k=k)
+
+
+def _search_forward(static, *arguments):
+    ids, scores = _search(static, *arguments)
+    return (ids, scores), (arguments[:2], ids)
+
+
+def _search_backward(static, residuals, cotangent):
+    (queries, items), ids = residuals
+    found = ids >= 0
+    weight = jnp.where(found, cotangent[1], 0.0)[..., None]
+    place = jnp.where(found, ids, 0)
+    queries_bar = jnp.sum(weight * items[place], axis=1)
+    items_bar = jnp.zeros_like(items).at[place].add(weight * queries[:, None, :])
+    return queries_bar, items_bar, None, None, None, None, None
+
+
+_search.defvjp(_search_forward, _search_backward)

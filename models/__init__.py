@@ -1,0 +1,1 @@
+"""flax nnx networks; the first ones come with deep models."""
