@@ -10,8 +10,7 @@ Rendle et al. 2021, "Revisiting the Performance of iALS" (eq. 5); Rendle et al. 
 
 from __future__ import annotations
 
-import functools
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +18,11 @@ from jax import lax
 from jaxtyping import Array, Float, Int32
 
 from . import least_squares_numba
+from .least_squares_blocks import JITTER, JITTER_RETRIES
 from .op import Implementation, Op, dispatch
 
 Solver = Literal["auto", "cholesky", "cg", "subspace"]
 
-JITTER_RETRIES = 4
-JITTER = 1e-6  # of the largest diagonal entry, ten times more at each retry
 _PACK = 16  # entries in one packed row
 _PACKED_ROWS = 256  # packed rows in one step of the loop over a block
 _BLOCK_ELEMENTS = 1 << 22  # float32 entries of the normal matrices held at once
@@ -130,7 +128,7 @@ def _reference(
     if n_rows == 0:
         return Solution(start, jnp.zeros(0, jnp.float32), jnp.zeros(0, jnp.int32))
     if indices.shape[0] == 0:
-        indices = jnp.zeros(1, jnp.int32)
+        indices, weights, targets = jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.float32), jnp.zeros(1, jnp.float32)
     block_rows = max(1, min(n_rows, _BLOCK_ELEMENTS // rank**2))
 
     def one_block(first_row):
@@ -172,8 +170,9 @@ def _normal_equations(starts, ends, indices, weights, targets, table):
         valid = (entry < ends[row][:, None]) & (packed < after[-1])[:, None]
         entry = jnp.where(valid, entry, 0)
         y = jnp.where(valid[..., None], table[indices[entry]].astype(jnp.float32), 0.0)
-        w = weights[entry if weights.shape[0] > 1 else jnp.zeros_like(entry)]
-        t = targets[entry if targets.shape[0] > 1 else jnp.zeros_like(entry)]
+        # Masked as well, so that a value that is not finite breaks its own row alone.
+        w = jnp.where(valid, weights[entry if weights.shape[0] > 1 else jnp.zeros_like(entry)], 0.0)
+        t = jnp.where(valid, targets[entry if targets.shape[0] > 1 else jnp.zeros_like(entry)], 0.0)
         exact = lax.Precision.HIGHEST
         outer = jnp.einsum("ple,plf->pef", y * w[..., None], y, precision=exact)
         moment = jnp.einsum("pl,ple->pe", t, y, precision=exact)
@@ -201,7 +200,7 @@ def _factorized_solve(a, b):
         bad = failed(x)
         jitter = jnp.where(bad, scale * 10.0 ** attempt.astype(jnp.float32), jitter)
         again = factorize(jitter)
-        return jnp.where(bad[:, None], again, x), tries + bad, jitter, attempt + 1
+        return jnp.where(bad[:, None], again, x), tries + bad.astype(jnp.int32), jitter, attempt + 1
 
     x = factorize(jnp.zeros_like(scale))
     carry = (x, jnp.zeros(x.shape[0], jnp.int32), jnp.zeros_like(scale), jnp.int32(0))
@@ -238,14 +237,16 @@ def _conjugate_gradient(a, b, start, iterations, block):
 
 
 def _subspace(a, b, start, iterations, block):
-    x, jittered = start, jnp.zeros(start.shape[0], jnp.int32)
-    for _ in range(iterations):
+    def one_pass(_, carry):
+        x, jittered = carry
         for first in range(0, start.shape[1], block):
             part = slice(first, first + block)
             gradient = b[:, part] - jnp.einsum("rij,rj->ri", a[:, part], x, precision=lax.Precision.HIGHEST)
             delta, tries = _factorized_solve(a[:, part, part], gradient)
             x, jittered = x.at[:, part].add(delta), jittered + tries
-    return x, jittered
+        return x, jittered
+
+    return lax.fori_loop(0, iterations, one_pass, (start, jnp.zeros(start.shape[0], jnp.int32)))
 
 
 _SOLVERS = {"cholesky": _cholesky, "cg": _conjugate_gradient, "subspace": _subspace}
@@ -266,10 +267,12 @@ def _supports(indptr, indices, weights, targets, table, *_, **static) -> str | N
 OP = Op("least_squares", _reference, _supports, numba=_numba)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _solve(static, *arguments) -> Solution:
+def _dispatched(static, *arguments) -> Solution:
     solver, iterations, block, implementation = static
     return dispatch(OP, *arguments, implementation=implementation, solver=solver, iterations=iterations, block=block)
+
+
+_solve: Any = jax.custom_vjp(_dispatched, nondiff_argnums=(0,))
 
 
 def _solve_forward(static, *arguments):
@@ -325,7 +328,7 @@ def _solve_backward(static, residuals, cotangent):
         table_bar.astype(table.dtype),
         0.5 * (outer + outer.T),
         l2_bar if l2.shape[0] == x.shape[0] else jnp.sum(l2_bar, keepdims=True),
-        lam[: rhs.shape[0]],
+        b_bar[: rhs.shape[0]],
         jnp.zeros_like(start),
     )
 

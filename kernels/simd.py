@@ -1,8 +1,8 @@
 """Vector code for the inner loops of the Numba kernels, emitted as LLVM IR.
 
 LLVM's loop vectorizer leaves half or more of the speed of these three loops behind: it neither keeps the
-accumulators in registers nor reads packed bfloat16 pairs as they lie. Addresses come from
-`address_of`; nothing here checks bounds. Vectors have 8 float32 lanes, which LLVM maps to what the
+accumulators in registers nor reads packed bfloat16 pairs as they lie. A place in memory is given as an array
+and an offset in elements, never as a bare address, which would not keep the array alive; nothing here checks bounds. Vectors have 8 float32 lanes, which LLVM maps to what the
 machine has.
 
 A bfloat16 row is read as 32-bit words that hold two neighbours each: the low half becomes a float32 by a
@@ -12,12 +12,16 @@ shift, the high half by a mask. So the 16 columns of a group arrive as 8 even on
 
 from __future__ import annotations
 
-import numba
+from typing import Any
+
 import numpy as np
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic as _intrinsic
 from numba.np import arrayobj
+
+# To a type checker the decorator leaves the typing context among the parameters; it takes it away.
+intrinsic: Any = _intrinsic
 
 LANES = 8
 TILE_ROWS = 4
@@ -34,6 +38,25 @@ def interleaved_columns(width: int) -> np.ndarray:
     [0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15]
     """
     return np.arange(width).reshape(-1, LANES, 2).transpose(0, 2, 1).reshape(-1)
+
+
+def _address(context, builder, kind, array, offset):
+    """Address of the element at `offset` of an array, as an integer."""
+    data = builder.ptrtoint(arrayobj.make_array(kind)(context, builder, array).data, _I64)
+    itemsize = context.get_abi_sizeof(context.get_data_type(kind.dtype))
+    return builder.add(data, builder.mul(offset, _I64(itemsize)))
+
+
+def _addresses(context, builder, signature, arguments):
+    """The arguments, each array with the offset behind it turned into one address."""
+    given, kinds, places = list(arguments), list(signature.args), []
+    while given:
+        value, kind = given.pop(0), kinds.pop(0)
+        if isinstance(kind, types.Array):
+            value = _address(context, builder, kind, value, given.pop(0))
+            kinds.pop(0)
+        places.append(value)
+    return places
 
 
 def _pointer(builder, address, offset, kind):
@@ -96,24 +119,13 @@ def _sum_lanes(builder, a, b, c, d):
     return builder.fadd(_shuffle(builder, both, both, [0, 1, 2, 3]), _shuffle(builder, both, both, [4, 5, 6, 7]))
 
 
-@intrinsic
-def address_of(typingctx, array):
-    """Address of the data of an array. (`array.ctypes.data` would keep the caller from being cached.)"""
-
-    def codegen(context, builder, signature, arguments):
-        view = arrayobj.make_array(signature.args[0])(context, builder, arguments[0])
-        return builder.ptrtoint(view.data, _I64)
-
-    return types.int64(array), codegen
-
-
 @intrinsic(prefer_literal=True)
-def dot4(typingctx, rows, p, width, packed):
+def dot4(typingctx, rows, i, p, j, width, packed):
     """Products `(d0, d1, d2, d3)` of four consecutive rows with `p`; `width` and `packed` are constants."""
     columns, is_packed = width.literal_value, packed.literal_value
 
     def codegen(context, builder, signature, arguments):
-        rows, p = arguments[:2]
+        rows, p = _addresses(context, builder, signature, arguments)[:2]
         p_vectors = [_load(builder, p, 4 * c, _VECTOR) for c in range(0, columns, LANES)]
         sums = []
         for row in range(4):
@@ -127,16 +139,16 @@ def dot4(typingctx, rows, p, width, packed):
             builder, signature.return_type, [builder.extract_element(dots, _I32(k)) for k in range(4)]
         )
 
-    return types.UniTuple(types.float32, 4)(types.int64, types.int64, width, packed), codegen
+    return types.UniTuple(types.float32, 4)(rows, types.int64, p, types.int64, width, packed), codegen
 
 
 @intrinsic(prefer_literal=True)
-def axpy4(typingctx, rows, c0, c1, c2, c3, q, width, packed):
+def axpy4(typingctx, rows, i, c0, c1, c2, c3, q, j, width, packed):
     """Adds four consecutive rows, scaled, to `q`; `width` and `packed` are constants."""
     columns, is_packed = width.literal_value, packed.literal_value
 
     def codegen(context, builder, signature, arguments):
-        rows, *coefficients, q = arguments[:6]
+        rows, *coefficients, q = _addresses(context, builder, signature, arguments)[:6]
         splats = [_splat(builder, c) for c in coefficients]
         vectors = [_row_vectors(builder, rows, row, columns, is_packed) for row in range(4)]
         for place in range(columns // LANES):
@@ -147,18 +159,18 @@ def axpy4(typingctx, rows, c0, c1, c2, c3, q, width, packed):
         return context.get_dummy_value()
 
     f32 = types.float32
-    return types.void(types.int64, f32, f32, f32, f32, types.int64, width, packed), codegen
+    return types.void(rows, types.int64, f32, f32, f32, f32, q, types.int64, width, packed), codegen
 
 
 @intrinsic
-def add_outer_products(typingctx, a, a_stride, b, b_stride, n, c, c_stride):
+def add_outer_products(typingctx, a, i, a_stride, b, j, b_stride, n, c, k, c_stride):
     """`C[m, j] += sum over k < n of A[k, m] B[k, j]` for 4 x 16 entries kept in registers.
 
     Strides count float32 numbers between consecutive k (A, B) or rows (C).
     """
 
     def codegen(context, builder, signature, arguments):
-        a, a_stride, b, b_stride, n, c, c_stride = arguments
+        a, a_stride, b, b_stride, n, c, c_stride = _addresses(context, builder, signature, arguments)
 
         def bytes_of(count):
             return builder.mul(count, _I64(4))
@@ -199,54 +211,151 @@ def add_outer_products(typingctx, a, a_stride, b, b_stride, n, c, c_stride):
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(i64, i64, i64, i64, i64, i64, i64), codegen
+    return types.void(a, i64, i64, b, i64, i64, i64, c, i64, i64), codegen
+
+
+def _vector_loop(builder, n, body, *carried):
+    """Runs `body(i, *carried) -> carried` for i = 0, 8, … below n; returns what is carried at the end."""
+    entry = builder.block
+    loop, done = builder.append_basic_block("vectors"), builder.append_basic_block("vectors.done")
+    builder.cbranch(builder.icmp_signed(">", n, _I64(0)), loop, done)
+    builder.position_at_end(loop)
+    i = builder.phi(_I64)
+    i.add_incoming(_I64(0), entry)
+    slots = []
+    for value in carried:
+        slots.append(builder.phi(value.type))
+        slots[-1].add_incoming(value, entry)
+    results = body(i, *slots)
+    after = builder.add(i, _I64(LANES))
+    i.add_incoming(after, loop)
+    for slot, result in zip(slots, results, strict=True):
+        slot.add_incoming(result, loop)
+    builder.cbranch(builder.icmp_signed("<", after, n), loop, done)
+    builder.position_at_end(done)
+    finals = []
+    for value, result in zip(carried, results, strict=True):
+        finals.append(builder.phi(value.type))
+        finals[-1].add_incoming(value, entry)
+        finals[-1].add_incoming(result, loop)
+    return finals
 
 
 @intrinsic
-def maximum64(typingctx, values):
+def copy(typingctx, source, i, target, j, n):
+    """Copies `n` 32-bit words, a multiple of 8."""
+
+    def codegen(context, builder, signature, arguments):
+        source, target, n = _addresses(context, builder, signature, arguments)
+
+        def body(i):
+            offset = builder.mul(i, _I64(4))
+            _store(builder, _load(builder, source, offset, _WORDS), target, offset)
+            return ()
+
+        _vector_loop(builder, n, body)
+        return context.get_dummy_value()
+
+    return types.void(source, types.int64, target, types.int64, types.int64), codegen
+
+
+@intrinsic
+def clear(typingctx, target, i):
+    """Sets 8 32-bit words to 0."""
+
+    def codegen(context, builder, signature, arguments):
+        (place,) = _addresses(context, builder, signature, arguments)
+        _store(builder, ir.Constant(_WORDS, [0] * LANES), place, 0)
+        return context.get_dummy_value()
+
+    return types.void(target, types.int64), codegen
+
+
+@intrinsic
+def axpy(typingctx, c, source, i, target, j, n):
+    """`target += c source` over `n` float32 numbers, a multiple of 8."""
+
+    def codegen(context, builder, signature, arguments):
+        c, source, target, n = _addresses(context, builder, signature, arguments)
+        scale = _splat(builder, c)
+
+        def body(i):
+            offset = builder.mul(i, _I64(4))
+            total = _load(builder, target, offset, _VECTOR)
+            _store(
+                builder, _multiply_add(builder, scale, _load(builder, source, offset, _VECTOR), total), target, offset
+            )
+            return ()
+
+        _vector_loop(builder, n, body)
+        return context.get_dummy_value()
+
+    return types.void(types.float32, source, types.int64, target, types.int64, types.int64), codegen
+
+
+@intrinsic
+def dot(typingctx, a, i, b, j, n):
+    """Product of two rows of `n` float32 numbers, a multiple of 8."""
+
+    def codegen(context, builder, signature, arguments):
+        a, b, n = _addresses(context, builder, signature, arguments)
+
+        def body(i, total):
+            offset = builder.mul(i, _I64(4))
+            return [
+                _multiply_add(builder, _load(builder, a, offset, _VECTOR), _load(builder, b, offset, _VECTOR), total)
+            ]
+
+        zero = ir.Constant(_VECTOR, [0.0] * LANES)
+        (total,) = _vector_loop(builder, n, body, zero)
+        return builder.extract_element(_sum_lanes(builder, total, zero, zero, zero), _I32(0))
+
+    return types.float32(a, types.int64, b, types.int64, types.int64), codegen
+
+
+@intrinsic
+def maximum64(typingctx, values, i):
     """The greatest of 64 float32 numbers; NaN is passed over."""
 
     def codegen(context, builder, signature, arguments):
+        (place,) = _addresses(context, builder, signature, arguments)
+
         def greater(a, b):
             return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
         best = [ir.Constant(_VECTOR, [float("-inf")] * LANES)] * 4
         for part in range(64 // LANES):
-            best[part % 4] = greater(_load(builder, arguments[0], 4 * LANES * part, _VECTOR), best[part % 4])
+            best[part % 4] = greater(_load(builder, place, 4 * LANES * part, _VECTOR), best[part % 4])
         vector = greater(greater(best[0], best[1]), greater(best[2], best[3]))
         for distance in (4, 2, 1):
             vector = greater(vector, _shuffle(builder, vector, vector, [(i + distance) % LANES for i in range(LANES)]))
         return builder.extract_element(vector, _I32(0))
 
-    return types.float32(types.int64), codegen
+    return types.float32(values, types.int64), codegen
 
 
 @intrinsic
-def take_number(typingctx, counter):
-    """Value of the int64 at address `counter`, which is then one higher; safe among threads."""
+def take_number(typingctx, counter, i):
+    """Value of the int64 `counter[i]`, which is then one higher; safe among threads."""
 
     def codegen(context, builder, signature, arguments):
-        return builder.atomic_rmw("add", _pointer(builder, arguments[0], 0, _I64), _I64(1), "monotonic")
+        (place,) = _addresses(context, builder, signature, arguments)
+        return builder.atomic_rmw("add", _pointer(builder, place, 0, _I64), _I64(1), "monotonic")
 
-    return types.int64(types.int64), codegen
+    return types.int64(counter, types.int64), codegen
 
 
 @intrinsic
-def prefetch(typingctx, address):
-    """Asks for the cache line at `address`."""
+def prefetch(typingctx, array, i):
+    """Asks for the cache line of element i."""
 
     def codegen(context, builder, signature, arguments):
         kind = ir.IntType(8).as_pointer()
         function = builder.module.declare_intrinsic(
             "llvm.prefetch", [kind], ir.FunctionType(ir.VoidType(), [kind, _I32, _I32, _I32])
         )
-        builder.call(function, [builder.inttoptr(arguments[0], kind), _I32(0), _I32(3), _I32(1)])
+        (place,) = _addresses(context, builder, signature, arguments)
+        builder.call(function, [builder.inttoptr(place, kind), _I32(0), _I32(3), _I32(1)])
         return context.get_dummy_value()
 
-    return types.void(types.int64), codegen
-
-
-@numba.njit(inline="always")
-def widen(bits):
-    """float32 value of the bits of a bfloat16 number."""
-    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+    return types.void(array, types.int64), codegen

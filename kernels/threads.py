@@ -53,4 +53,4 @@ def load_thread_layer() -> None:
 
 def thread_layer() -> str:
     """The thread layer in use, once a parallel kernel has run: "tbb", "omp" or "workqueue"."""
-    return numba.threading_layer()
+    return str(numba.threading_layer())  # pyright: ignore[reportPrivateImportUsage]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -121,10 +121,12 @@ def _supports(queries, items, *_, k: int) -> str | None:
 OP = Op("top_k", _reference, _supports, numba=top_k_numba.search_rows)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _search(static, *arguments):
+def _dispatched(static, *arguments):
     k, implementation = static
     return dispatch(OP, *arguments, implementation=implementation, k=k)
+
+
+_search: Any = jax.custom_vjp(_dispatched, nondiff_argnums=(0,))
 
 
 def _search_forward(static, *arguments):

@@ -53,10 +53,9 @@ def _search_kernel(queries, items, seen_indptr, seen_indices, seen_rows, exclude
     n_panels = (n_items + 15) // 16
     panels = np.empty((n_panels, width, 16), np.float32)
     queue = np.zeros(2, np.int64)
-    pack_queue = simd.address_of(queue)
     for _worker in numba.prange(WORKERS):
         while True:
-            panel = simd.take_number(pack_queue)
+            panel = simd.take_number(queue, 0)
             if panel >= n_panels:
                 break
             for lane in range(16):
@@ -67,13 +66,11 @@ def _search_kernel(queries, items, seen_indptr, seen_indices, seen_rows, exclude
                 else:
                     for j in range(width):
                         panels[panel, j, lane] = 0
-    panel_data, panel_bytes = simd.address_of(panels), width * 16 * 4
     block_size = max(4, min(_QUERIES, (batch // 4 + 3) // 4 * 4))
     n_blocks = (batch + block_size - 1) // block_size
-    block_queue = pack_queue + 8
     for _worker in numba.prange(WORKERS):
         while True:
-            block = simd.take_number(block_queue)
+            block = simd.take_number(queue, 1)
             if block >= n_blocks:
                 break
             first = block * block_size
@@ -83,7 +80,6 @@ def _search_kernel(queries, items, seen_indptr, seen_indices, seen_rows, exclude
                 for j in range(width):
                     columns[j, q] = queries[first + q, j]
             tile = np.empty((block_size, _ITEMS), np.float32)
-            tile_data, columns_data = simd.address_of(tile), simd.address_of(columns)
             next_seen, next_excluded = np.empty(block_size, np.int64), np.zeros(block_size, np.int64)
             for q in range(size):
                 next_seen[q] = seen_indptr[seen_rows[first + q]]
@@ -97,12 +93,15 @@ def _search_kernel(queries, items, seen_indptr, seen_indices, seen_rows, exclude
                 for panel in range(low // 16, (high + 15) // 16):
                     for q in range(0, size, 4):
                         simd.add_outer_products(
-                            columns_data + q * 4,
+                            columns,
+                            q,
                             block_size,
-                            panel_data + panel * panel_bytes,
+                            panels,
+                            panel * width * 16,
                             16,
                             width,
-                            tile_data + (q * _ITEMS + panel * 16 - low) * 4,
+                            tile,
+                            q * _ITEMS + panel * 16 - low,
                             _ITEMS,
                         )
                 for q in range(size):
@@ -122,7 +121,7 @@ def _search_kernel(queries, items, seen_indptr, seen_indices, seen_rows, exclude
                                 tile[q, j] = -np.inf
                     worst = scores[first + q, k - 1]
                     for j in range(0, high - low, 64):
-                        if not simd.maximum64(tile_data + (q * _ITEMS + j) * 4) > worst:
+                        if not simd.maximum64(tile, q * _ITEMS + j) > worst:
                             continue
                         for m in range(j, j + 64):
                             if tile[q, m] > worst:

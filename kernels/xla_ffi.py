@@ -16,9 +16,9 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic
 from numba.np import arrayobj
 
+from .simd import intrinsic
 from .threads import load_thread_layer
 
 # Byte offsets in the structs of c_api.h, 64-bit.
@@ -156,4 +156,4 @@ def call(name: str, kernel: Any, results: Sequence[jax.ShapeDtypeStruct], *argum
         tuple(_numba_type(a.shape, a.dtype) for a in arguments),
         tuple(_numba_type(r.shape, r.dtype) for r in results),
     )
-    return jax.ffi.ffi_call(target, list(results), vmap_method="sequential")(*arguments)
+    return list(jax.ffi.ffi_call(target, list(results), vmap_method="sequential")(*arguments))

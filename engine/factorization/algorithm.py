@@ -64,14 +64,14 @@ class Factors(NamedTuple):
     def queries(self, users: Int32[Array, " batch"]) -> Float[Array, "batch width"]:
         """Vectors whose products with `item_table()` are the scores of these users."""
         rows = self.users[users]
-        if self.mean is None:
+        if self.mean is None or self.user_bias is None:
             return rows
         ones = jnp.ones((rows.shape[0], 1), rows.dtype)
         return jnp.concatenate([rows, ones, (self.user_bias[users] + self.mean)[:, None]], axis=1)
 
     def item_table(self) -> Float[Array, "n_items width"]:
         """Item vectors, with the biases folded in as further columns."""
-        if self.mean is None:
+        if self.mean is None or self.item_bias is None:
             return self.items
         ones = jnp.ones((self.items.shape[0], 1), self.items.dtype)
         return jnp.concatenate([self.items, self.item_bias[:, None], ones], axis=1)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ...kernels import least_squares
@@ -91,11 +92,11 @@ def implicit_als(
         return Factors(users, items, objective=objective())
 
     def step(key: PRNGKeyArray, state: Factors, data: SparseMatrix) -> tuple[Factors, Info]:
-        goal = state.objective
+        goal = objective_of(state)
         user_terms, item_terms = goal.terms(data.by_user.values), goal.terms(data.by_item.values)
         users = solve(data.by_user, state.items, user_terms, goal, state.users).x
         items = solve(data.by_item, users, item_terms, goal, state.items)
-        loss = _total(items.loss) + _penalty(users, data.by_user, state.items.shape[0], goal)
+        loss = jnp.sum(items.loss) + _penalty(users, data.by_user, state.items.shape[0], goal)
         loss = loss + _sum_over_entries(item_terms.constants, data.by_item.nnz)
         return state._replace(users=users, items=items.x), _info(loss, users, items.x)
 
@@ -167,7 +168,7 @@ def explicit_als(
         return Factors(users, items, *zeros, jnp.mean(data.by_user.values), objective)
 
     def step(key: PRNGKeyArray, state: Factors, data: SparseMatrix) -> tuple[Factors, Info]:
-        goal = state.objective
+        goal = objective_of(state)
         user_side = rating_system(data.by_user, state, side="users")
         start = joined(state.users, state.user_bias)
         user_rows = solve(data.by_user, user_side[0], user_side[1], goal, start).x
@@ -176,12 +177,23 @@ def explicit_als(
         table, terms = rating_system(data.by_item, state, side="items")
         solved = solve(data.by_item, table, terms, goal, joined(state.items, state.item_bias))
         items, item_bias = separated(solved.x, rank)
-        loss = _total(solved.loss) + _penalty(user_rows, data.by_user, items.shape[0], goal)
+        loss = jnp.sum(solved.loss) + _penalty(user_rows, data.by_user, items.shape[0], goal)
         loss = loss + _sum_over_entries(terms.constants, data.by_item.nnz)
         state = state._replace(items=items, item_bias=item_bias)
         return state, _info(loss, user_rows, solved.x)
 
     return Algorithm(init, step, "explicit ALS")
+
+
+def objective_of(model: Factors) -> Objective:
+    """The objective that a model was trained on.
+
+    Raises:
+        ValueError: It has none, so nothing says what its rows minimise.
+    """
+    if model.objective is None:
+        raise ValueError("these factors have no objective; take those that implicit_als or explicit_als made")
+    return model.objective
 
 
 def rating_system(rows: CSR, model: Factors, side: str) -> tuple[Float[Array, "n width"], Terms]:
@@ -191,10 +203,11 @@ def rating_system(rows: CSR, model: Factors, side: str) -> tuple[Float[Array, "n
     what mean and the other side's biases leave over.
     """
     table, other_bias = (model.items, model.item_bias) if side == "users" else (model.users, model.user_bias)
-    if model.mean is None:
-        return table, model.objective.terms(rows.values)
+    objective = objective_of(model)
+    if model.mean is None or other_bias is None:
+        return table, objective.terms(rows.values)
     rest = rows.values - model.mean - other_bias[rows.indices]
-    return joined(table, jnp.ones(table.shape[0], table.dtype)), model.objective.terms(rest)
+    return joined(table, jnp.ones(table.shape[0], table.dtype)), objective.terms(rest)
 
 
 def joined(rows: Array, bias: Array | None) -> Array:
@@ -250,18 +263,14 @@ def _row_solver(solver, iterations, block, table_dtype, implementation):
 
 def _random_rows(key: PRNGKeyArray, data: SparseMatrix, rank: int, std: float) -> tuple[Array, Array]:
     scale = std / math.sqrt(rank)
-    return tuple(
-        scale * jax.random.normal(k, (n, rank), jnp.float32)
-        for k, n in zip(jax.random.split(key), data.shape, strict=True)
-    )
+    user_key, item_key = jax.random.split(key)
+    n_users, n_items = data.shape
+    users = scale * jax.random.normal(user_key, (n_users, rank), jnp.float32)
+    return users, scale * jax.random.normal(item_key, (n_items, rank), jnp.float32)
 
 
 def _penalty(rows: Array, sparse: CSR, n_columns: int, objective: Objective) -> Float[Array, ""]:
-    return _total(ridge(sparse, n_columns, objective) * jnp.sum(rows * rows, axis=-1))
-
-
-def _total(values: Array) -> Float[Array, ""]:
-    return jnp.sum(values)
+    return jnp.sum(ridge(sparse, n_columns, objective) * jnp.sum(rows * rows, axis=-1))
 
 
 def _sum_over_entries(values: Array, nnz: int) -> Float[Array, ""]:
@@ -282,7 +291,7 @@ def _scalar(number: Any) -> Float[Array, ""]:
 def _require_at_least(bound: float, **parameters: Any) -> None:
     """Checks parameters where they are concrete; a traced one is the caller's business."""
     for name, value in parameters.items():
-        if isinstance(value, jax.core.Tracer):
+        if isinstance(value, Tracer):
             continue
         array = np.asarray(value, np.float64)
         if not np.all(np.isfinite(array) & (array >= bound)):

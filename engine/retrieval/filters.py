@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int32
 
 from ...kernels.csr import CSR, SparseMatrix
@@ -37,7 +38,7 @@ def as_ids(
     if len(ids.shape) != len(shape) or any(b is not None and a != b for a, b in zip(ids.shape, shape, strict=True)):
         expected = tuple("any" if length is None else length for length in shape)
         raise InteractionError(f"{name}.shape={ids.shape} must be {expected}")
-    if n is not None and ids.size and not isinstance(ids, jax.core.Tracer):
+    if n is not None and ids.size and not isinstance(ids, Tracer):
         concrete = np.asarray(ids)
         wrong = (concrete < (-1 if padded else 0)) | (concrete >= n)
         if wrong.any():
@@ -50,7 +51,7 @@ def checked_rows(rows: Array, n_rows: int, batch: int) -> None:
     """Each query must have a row of the seen interactions."""
     if rows.shape != (batch,):
         raise InteractionError(f"rows.shape={rows.shape} must be ({batch},)")
-    if isinstance(rows, jax.core.Tracer):
+    if isinstance(rows, Tracer):
         return
     largest = int(np.max(np.asarray(rows), initial=-1))
     if largest >= n_rows:

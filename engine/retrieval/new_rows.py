@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from ...kernels import least_squares
@@ -15,7 +15,7 @@ from ...kernels.op import Implementation
 from ..data.interactions import Interactions
 from ..errors import InteractionError
 from ..factorization.algorithm import Factors
-from ..factorization.als import gramian, joined, rating_system, ridge, separated
+from ..factorization.als import gramian, joined, objective_of, rating_system, ridge, separated
 
 History = CSR | SparseMatrix | Interactions
 
@@ -64,13 +64,13 @@ def fixed_gramian(model: Factors, side: str = "users") -> Float[Array, "rank ran
     """The Gramian that `fold_in` of this side needs, to be computed once and passed as `gram`."""
     fixed = model.items if side == "users" else model.users
     bias = model.item_bias if side == "users" else model.user_bias
-    return gramian(joined(fixed, bias), _objective(model))
+    return gramian(joined(fixed, bias), objective_of(model))
 
 
 def _solved(model: Factors, history: Any, side: str, gram: Array | None, implementation: Implementation) -> Array:
     if side not in ("users", "items"):
         raise ValueError(f'{side=} must be "users" or "items"')
-    objective = _objective(model)
+    objective = objective_of(model)
     n_columns = model.n_items if side == "users" else model.n_users
     rows = _as_rows(history, n_columns, "item" if side == "users" else "user")
     table, terms = rating_system(rows, model, side)
@@ -87,12 +87,6 @@ def _solved(model: Factors, history: Any, side: str, gram: Array | None, impleme
     ).x
 
 
-def _objective(model: Factors) -> Any:
-    if getattr(model, "objective", None) is None:
-        raise ValueError(f"fold_in needs factors of least squares; this {type(model).__name__} has no objective")
-    return model.objective
-
-
 def _as_rows(history: Any, n_columns: int, side: str) -> CSR:
     if isinstance(history, SparseMatrix):
         history = history.by_user
@@ -103,7 +97,7 @@ def _as_rows(history: Any, n_columns: int, side: str) -> CSR:
         history = CSR(jnp.asarray(history.indptr.astype(np.int32)), jnp.asarray(history.items), jnp.asarray(values))
     if not isinstance(history, CSR):
         raise InteractionError(f"history must be Interactions, a scipy matrix or CSR; got {type(history).__name__}")
-    if not isinstance(history.indices, jax.core.Tracer) and history.nnz:
+    if not isinstance(history.indices, Tracer) and history.nnz:
         largest = int(np.max(np.asarray(history.indices)))
         if largest >= n_columns:
             raise InteractionError(f"history: {side} {largest} is outside [0, {n_columns}), the {side}s of the model")

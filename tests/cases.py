@@ -1,0 +1,82 @@
+"""The shapes that every kernel is tried on, by the conformance tests and by bench/."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class LeastSquaresCase(NamedTuple):
+    """One sparse matrix and its systems; `lengths` are the entries of its rows."""
+
+    name: str
+    lengths: tuple[int, ...]
+    n_columns: int
+    rank: int
+    constant: bool = False  # one weight and target for all entries
+
+
+class TopKCase(NamedTuple):
+    """Queries, items and what is left out of the answers."""
+
+    name: str
+    batch: int
+    n_items: int
+    width: int
+    k: int
+    longest_seen: int = 0
+
+
+LEAST_SQUARES = (
+    LeastSquaresCase("no entries", (0, 0, 0), 5, 3),
+    LeastSquaresCase("one row", (7,), 9, 4, constant=True),
+    LeastSquaresCase("odd shapes", (3, 0, 1, 11, 5), 13, 7),
+    LeastSquaresCase("rank above both sides", (2, 3), 3, 16, constant=True),
+    LeastSquaresCase("heavy tail", (2500, 1, 0, 40, 3, 700), 300, 16),
+    LeastSquaresCase("a width of two tiles", (9, 30, 64, 65, 100), 150, 24),
+)
+
+TOP_K = (
+    TopKCase("one query", 1, 33, 5, 4, 3),
+    TopKCase("one item", 3, 1, 2, 1),
+    TopKCase("k above the catalogue", 5, 7, 3, 12, 2),
+    TopKCase("odd shapes", 67, 1031, 9, 10, 50),
+    TopKCase("all seen", 4, 20, 4, 5, 20),
+)
+
+
+def least_squares_arguments(case: LeastSquaresCase, seed: int = 0) -> dict[str, np.ndarray]:
+    """Arrays of a case, float32, with well-conditioned systems."""
+    rng = np.random.default_rng(seed)
+    nnz = sum(case.lengths)
+    size = 1 if case.constant else nnz
+    table = rng.normal(size=(case.n_columns, case.rank)).astype(np.float32)
+    return {
+        "indptr": np.concatenate([[0], np.cumsum(case.lengths)]).astype(np.int32),
+        "indices": rng.integers(0, case.n_columns, nnz).astype(np.int32),
+        "weights": rng.uniform(0.5, 2.0, size).astype(np.float32),
+        "targets": rng.normal(size=size).astype(np.float32),
+        "table": table,
+        "gram": (0.1 * table.T @ table).astype(np.float32),
+        "l2": rng.uniform(0.5, 1.5, len(case.lengths)).astype(np.float32),
+    }
+
+
+def top_k_arguments(case: TopKCase, seed: int = 0) -> dict[str, np.ndarray | int]:
+    """Arrays of a case; scores are rounded to tie often."""
+    rng = np.random.default_rng(seed)
+    seen = [
+        np.sort(rng.choice(case.n_items, min(rng.integers(case.longest_seen + 1), case.n_items), replace=False))
+        for _ in range(case.batch)
+    ]
+    if case.name == "all seen":
+        seen = [np.arange(case.n_items)] * case.batch
+    return {
+        "queries": rng.integers(-2, 3, (case.batch, case.width)).astype(np.float32),
+        "items": rng.integers(-2, 3, (case.n_items, case.width)).astype(np.float32),
+        "k": case.k,
+        "seen_indptr": np.concatenate([[0], np.cumsum([len(s) for s in seen])]).astype(np.int32),
+        "seen_indices": np.concatenate(seen).astype(np.int32),
+        "seen_rows": np.arange(case.batch, dtype=np.int32),
+    }

@@ -1,0 +1,248 @@
+"""Every implementation of every kernel against float64 oracles, under every transformation."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from affinax.kernels import least_squares, op, top_k
+from affinax.kernels.op import Op
+
+from . import naive
+from .cases import LEAST_SQUARES, TOP_K, least_squares_arguments, top_k_arguments
+
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
+IMPLEMENTATIONS = ["reference", "numba"]
+each_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+each_system = pytest.mark.parametrize("case", LEAST_SQUARES, ids=lambda case: case.name)
+each_search = pytest.mark.parametrize("case", TOP_K, ids=lambda case: case.name)
+
+
+def close(found, expected, tolerance):
+    scale = max(np.abs(expected).max(initial=0), 1e-6)
+    assert np.abs(np.asarray(found, np.float64) - expected).max(initial=0) <= tolerance * scale
+
+
+@each_implementation
+@each_system
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_cholesky_is_exact(case, implementation, dtype):
+    arrays = least_squares_arguments(case)
+    arrays["table"] = jnp.asarray(arrays["table"], dtype)
+    x, loss = naive.least_squares(**arrays)
+    found = least_squares.solve(**arrays, solver="cholesky", implementation=implementation)
+    close(found.x, x, 1e-4)
+    close(found.loss, loss, 1e-4)
+    assert not np.asarray(found.jittered).any()
+
+
+@each_implementation
+@each_system
+@pytest.mark.parametrize("solver", ["cg", "subspace"])
+def test_iterative_solvers_converge(case, implementation, solver):
+    arrays = least_squares_arguments(case)
+    x, loss = naive.least_squares(**arrays)
+    start = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
+    found = least_squares.solve(
+        **arrays, start=start, solver=solver, iterations=300, block=5, implementation=implementation
+    )
+    close(found.x, x, 2e-3)
+    close(found.loss, loss, 1e-3)
+
+
+@each_system
+@pytest.mark.parametrize(("solver", "dtype"), [("cg", jnp.float32), ("cg", jnp.bfloat16), ("subspace", jnp.float32)])
+def test_numba_takes_the_same_steps_as_the_reference(case, solver, dtype):
+    arrays = least_squares_arguments(case)
+    arrays["table"] = jnp.asarray(arrays["table"], dtype)
+    n_rows, rank = len(case.lengths), case.rank
+    rng = np.random.default_rng(2)
+    extra = {name: rng.normal(size=(n_rows, rank)).astype(np.float32) for name in ("start", "rhs")}
+    found, expected = (
+        least_squares.solve(**arrays, **extra, solver=solver, iterations=2, block=5, implementation=implementation)
+        for implementation in ("numba", "reference")
+    )
+    close(found.x, np.asarray(expected.x), 1e-4)
+    close(found.loss, np.asarray(expected.loss), 1e-3)
+
+
+@each_implementation
+def test_a_matrix_that_does_not_factorize_is_jittered(implementation):
+    table = np.ones((2, 4), np.float32)  # rank 1
+    arrays = {
+        "indptr": np.array([0, 2], np.int32),
+        "indices": np.array([0, 1], np.int32),
+        "weights": np.ones(1, np.float32),
+        "targets": np.ones(1, np.float32),
+        "table": table,
+        "gram": np.zeros((4, 4), np.float32),
+        "l2": np.zeros(1, np.float32),
+    }
+    found = least_squares.solve(**arrays, solver="cholesky", implementation=implementation)
+    close(found.x @ table.T, np.ones((1, 2)), 1e-3)
+    # A matrix that stays indefinite under every jitter gives NaN, not a wrong answer.
+    arrays["gram"] = np.diag([-1e9, 0, 0, 0]).astype(np.float32)
+    broken = least_squares.solve(**arrays, solver="cholesky", implementation=implementation)
+    assert np.isnan(np.asarray(broken.x)).any()
+    assert int(broken.jittered[0]) == 4
+
+
+def test_an_entry_outside_the_table_breaks_its_row_alone():
+    arrays = least_squares_arguments(LEAST_SQUARES[2])
+    arrays["indices"][-1] = 99
+    for solver in ("cholesky", "cg"):
+        found = least_squares.solve(**arrays, solver=solver, implementation="numba")
+        assert np.isnan(np.asarray(found.x[-1])).all()
+        assert np.isfinite(np.asarray(found.x[:-1])).all()
+
+
+@each_implementation
+def test_not_finite_input_is_seen(implementation):
+    for name in ("targets", "weights"):
+        arrays = least_squares_arguments(LEAST_SQUARES[2])
+        arrays[name][0] = np.nan
+        for solver in ("cholesky", "cg"):
+            found = least_squares.solve(**arrays, solver=solver, implementation=implementation)
+            assert not np.isfinite(np.asarray(found.x[0])).all(), (name, solver)
+            assert np.isfinite(np.asarray(found.x[1:])).all()
+
+
+@each_implementation
+def test_least_squares_under_transformations(implementation):
+    arrays = {name: jnp.asarray(array) for name, array in least_squares_arguments(LEAST_SQUARES[4]).items()}
+
+    def solve(l2):
+        return least_squares.solve(**(arrays | {"l2": l2}), solver="cholesky", implementation=implementation).x
+
+    eager = solve(arrays["l2"])
+    np.testing.assert_array_equal(jax.jit(solve)(arrays["l2"]), eager)
+    grid = jnp.stack([arrays["l2"], 2 * arrays["l2"]])
+    mapped = jax.jit(jax.vmap(solve))(grid)
+    close(mapped[0], np.asarray(eager), 1e-5)
+    close(mapped[1], np.asarray(solve(grid[1])), 1e-5)
+    mesh = jax.make_mesh((1,), ("rows",))
+    sharded = jax.shard_map(solve, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+    close(jax.jit(sharded)(arrays["l2"]), np.asarray(eager), 1e-5)
+
+
+@each_implementation
+@pytest.mark.parametrize("name", ["weights", "targets", "table", "gram", "l2", "rhs"])
+@pytest.mark.parametrize("case", [LEAST_SQUARES[2], LEAST_SQUARES[3]], ids=lambda case: case.name)
+def test_least_squares_gradients(case, implementation, name):
+    arrays = least_squares_arguments(case)
+    rng = np.random.default_rng(3)
+    shape = (len(case.lengths), case.rank)
+    arrays["rhs"] = rng.normal(size=shape).astype(np.float32)
+    mix, mix_loss = rng.normal(size=shape), rng.normal(size=len(case.lengths))
+    direction = rng.normal(size=arrays[name].shape)
+    if name == "gram":
+        direction = direction + direction.T
+
+    def scalar(value):
+        found = least_squares.solve(**(arrays | {name: value}), solver="cholesky", implementation=implementation)
+        return jnp.sum(found.x * mix.astype(np.float32)) + jnp.sum(found.loss * mix_loss.astype(np.float32))
+
+    slope = np.sum(np.asarray(jax.jit(jax.grad(scalar))(jnp.asarray(arrays[name]))) * direction)
+
+    def exact(step):
+        x, loss = naive.least_squares(**(arrays | {name: arrays[name].astype(np.float64) + step * direction}))
+        return np.sum(x * mix) + np.sum(loss * mix_loss)
+
+    expected = (exact(1e-5) - exact(-1e-5)) / 2e-5
+    assert slope == pytest.approx(expected, rel=2e-3, abs=1e-3)
+
+
+@each_implementation
+@each_search
+def test_top_k_is_exact(case, implementation):
+    arrays = top_k_arguments(case)
+    seen = np.split(arrays["seen_indices"], arrays["seen_indptr"][1:-1])
+    ids, scores = top_k.search(**arrays, implementation=implementation)
+    expected_ids, expected = naive.top_k(arrays["queries"], arrays["items"], case.k, seen=seen)
+    np.testing.assert_array_equal(ids, expected_ids)
+    np.testing.assert_array_equal(scores, expected.astype(np.float32))
+
+
+@each_implementation
+def test_top_k_filters_together(implementation):
+    arrays = top_k_arguments(TOP_K[3])
+    rng = np.random.default_rng(4)
+    exclude = rng.integers(-1, 1031, (67, 40)).astype(np.int32)
+    allow = rng.random(1031) < 0.5
+    seen = np.split(arrays["seen_indices"], arrays["seen_indptr"][1:-1])
+    ids, _ = top_k.search(**arrays, exclude=exclude, allow=allow, implementation=implementation)
+    expected, _ = naive.top_k(arrays["queries"], arrays["items"], 10, seen=seen, exclude=exclude, allow=allow)
+    np.testing.assert_array_equal(ids, expected)
+
+
+@each_implementation
+def test_nan_and_infinity_never_rank(implementation):
+    items = jnp.asarray([[1.0], [jnp.nan], [3.0], [-jnp.inf], [2.0]])
+    ids, scores = top_k.search(jnp.ones((1, 1)), items, 5, implementation=implementation)
+    assert ids.tolist() == [[2, 4, 0, -1, -1]]
+    assert scores.tolist() == [[3.0, 2.0, 1.0, -np.inf, -np.inf]]
+
+
+@each_implementation
+def test_top_k_under_transformations(implementation):
+    arrays = {name: jnp.asarray(a) if name != "k" else a for name, a in top_k_arguments(TOP_K[0]).items()}
+
+    def search(queries):
+        return top_k.search(**(arrays | {"queries": queries}), implementation=implementation)
+
+    ids, _ = search(arrays["queries"])
+    np.testing.assert_array_equal(jax.jit(search)(arrays["queries"])[0], ids)
+    mapped = jax.vmap(search)(jnp.stack([arrays["queries"], -arrays["queries"]]))
+    np.testing.assert_array_equal(mapped[0][0], ids)
+    mesh = jax.make_mesh((1,), ("rows",))
+    sharded = jax.shard_map(search, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+    np.testing.assert_array_equal(jax.jit(sharded)(arrays["queries"])[0], ids)
+    gradient = jax.grad(lambda q: jnp.sum(jnp.where(jnp.isfinite(search(q)[1]), search(q)[1], 0.0)))(arrays["queries"])
+    np.testing.assert_allclose(gradient[0], np.asarray(arrays["items"])[np.asarray(ids[0])].sum(0), rtol=1e-5)
+
+
+def test_dispatch_refuses_what_cannot_run():
+    arguments = (jnp.ones((1, 2)), jnp.ones((3, 2)), 1)
+    with pytest.raises(NotImplementedError, match=r'top_k.*"pallas".*"auto" would take "numba"'):
+        top_k.search(*arguments, implementation="pallas")
+    with pytest.raises(ValueError, match="must be one of"):
+        top_k.search(*arguments, implementation="fastest")
+    wide = least_squares_arguments(LEAST_SQUARES[1]._replace(rank=300))
+    with pytest.raises(NotImplementedError, match="rank 300 is above 256"):
+        least_squares.solve(**wide, implementation="numba")
+    assert least_squares.solve(**wide).x.shape == (1, 300)
+
+
+def test_auto_takes_the_special_implementation():
+    called = []
+    marked = Op("marked", lambda x: x, lambda x: None, numba=lambda x: called.append(1) or x)
+    op.dispatch(marked, jnp.ones(1))
+    assert called == [1]
+
+
+def test_a_program_for_other_platforms_holds_the_reference():
+    def search(queries, items):
+        return top_k.search(queries, items, 2, implementation="reference")
+
+    shapes = jax.ShapeDtypeStruct((2, 3), jnp.float32), jax.ShapeDtypeStruct((5, 3), jnp.float32)
+    exported = jax.export.export(jax.jit(search), platforms=["cuda", "tpu", "cpu"])(*shapes)
+    ids, _ = exported.call(jnp.ones((2, 3)), jnp.eye(5, 3))
+    assert ids.tolist() == [[0, 1], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": np.ones(3, np.float32)}, "weights.shape"),
+        ({"l2": np.ones(4, np.float32)}, "l2.shape"),
+        ({"solver": "magic"}, "solver='magic'"),
+        ({"iterations": 0}, "iterations=0"),
+    ],
+)
+def test_least_squares_refuses(change, message):
+    with pytest.raises(ValueError, match=message):
+        least_squares.solve(**(least_squares_arguments(LEAST_SQUARES[4]) | change))
