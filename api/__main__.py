@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .engine.errors import DivergenceError, InteractionError, ModelFileError
+from .engine.errors import DivergenceError
 from .version import __version__
 
 app = typer.Typer(
@@ -75,7 +76,8 @@ def fit(
     interactions = read_file(file, columns, missing, duplicates)
     recommender = Recommender(algorithm, seed=seed, **parameters).fit(interactions)
     recommender.save(out)
-    typer.echo(f"saved {out}; next: python -m affinax recommend {out} --user {interactions.user_ids.ids[0]}")
+    user = shlex.quote(str(recommender.user_ids.ids[0]))
+    typer.echo(f"saved {out}; next: python -m affinax recommend {shlex.quote(str(out))} --user {user}")
 
 
 @app.command()
@@ -125,14 +127,13 @@ def evaluate(
 ) -> None:
     """Train several algorithms on one split and compare them."""
     from .comparison import compare
-    from .options import parse_settings, read_file
+    from .options import parse_settings, read_file, split_file
     from .reporting import metrics_plot, print_comparison, summary, write_json
 
     parameters = parse_settings(settings or [], algorithm)
     interactions = read_file(file, columns, missing, duplicates)
     if test is None:
-        train_part, test_part = interactions.split(split, **({"seed": seed} if split == "random" else {}))
-        typer.echo(f"{train_part.notes[-1]}: {train_part.nnz:,} interactions; test part: {test_part.nnz:,}")
+        train_part, test_part = split_file(interactions, split, seed)
     else:
         train_part = interactions
         test_part = read_file(test, columns, missing, duplicates, like=interactions)
@@ -158,15 +159,9 @@ def main() -> None:
     """Runs the command line; an error of the data or the arguments is one line and exit status 2."""
     try:
         app()
-    except (
-        InteractionError,
-        ModelFileError,
-        DivergenceError,
-        FileNotFoundError,
-        ValueError,
-        NotImplementedError,
-    ) as error:
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
+    except (ValueError, DivergenceError, NotImplementedError, OSError, MemoryError) as error:
+        message = " ".join(str(error).split())
+        typer.echo(f"{type(error).__name__}: {message}", err=True)
         sys.exit(2)
 
 

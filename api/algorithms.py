@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -59,6 +60,23 @@ def parameters_of(name: str) -> dict[str, Any]:
     return {**names, **algorithm.defaults, **({"steps": algorithm.steps} if algorithm.steps else {})}
 
 
+def check_parameters(name: str, parameters: dict[str, Any]) -> None:
+    """Refuses parameters that the algorithm does not have, and whole numbers that are none.
+
+    Raises:
+        ValueError: Such a parameter, or an unknown algorithm.
+    """
+    known = parameters_of(name)
+    signature = inspect.signature(named(name).build).parameters
+    for parameter, value in parameters.items():
+        if parameter not in known:
+            has = f"it has {sorted(known)}" if known else "it has none"
+            raise ValueError(f"{name} has no parameter {parameter!r}; {has}")
+        whole = parameter == "steps" or signature[parameter].annotation in ("int", int)
+        if whole and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
+            raise ValueError(f"{name}: {parameter}={value!r} must be a whole number")
+
+
 def train(
     name: str, interactions: Interactions, *, seed: int = 0, parameters: dict[str, Any] | None = None, **options: Any
 ) -> tuple[Any, History | None]:
@@ -72,17 +90,18 @@ def train(
         **options: Passed to `fit`, such as `callback` and `progress`.
 
     Raises:
-        ValueError: An unknown name or parameter, or values missing where they are needed.
+        ValueError: An unknown name or parameter, values missing where they are needed, or options for an algorithm
+            that takes no steps.
     """
     algorithm, parameters = named(name), dict(parameters or {})
-    known = parameters_of(name)
-    for parameter in parameters:
-        if parameter not in known:
-            raise ValueError(f"{name} has no parameter {parameter!r}; it has {sorted(known)}")
+    check_parameters(name, parameters)
     if algorithm.needs_values and interactions.values is None:
         raise ValueError(f"{name} learns from values, and these interactions have none; try implicit-als")
     steps = parameters.pop("steps", algorithm.steps)
     built = {**algorithm.defaults, **parameters}
     if not algorithm.steps:
+        idle = sorted(options.keys() - {"progress"})
+        if idle:
+            raise ValueError(f"{name} takes no steps, so that {idle} would do nothing")
         return algorithm.build(interactions, **built), None
     return fit(algorithm.build(**built), interactions, key=jax.random.key(seed), steps=steps, **options)

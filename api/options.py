@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 import typer
 
+from .algorithms import parameters_of
 from .engine.data import Interactions, read_interactions
-from .recommender import Recommender, _item_ids
+from .recommender import Recommender
 
 
 def parse_settings(settings: Sequence[str], algorithms: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Parameters of each algorithm from `rank=64` (for all) or `implicit-als.rank=64` (for one).
+    """Parameters of each algorithm from `rank=64` (for all that have it) or `implicit-als.rank=64` (for one).
 
     Raises:
-        ValueError: A setting of another form, or for an algorithm that is not asked for.
+        ValueError: A setting of another form, for an algorithm that is not asked for, or that none of them has.
 
-    >>> parse_settings(["rank=8", "bpr.l2=1e-3"], ["bpr"])
-    {'bpr': {'rank': 8, 'l2': 0.001}}
+    >>> parse_settings(["rank=8", "implicit-als.l2=1e-3"], ["implicit-als", "popularity"])
+    {'implicit-als': {'rank': 8, 'l2': 0.001}, 'popularity': {}}
     """
     parsed: dict[str, dict[str, Any]] = {algorithm: {} for algorithm in algorithms}
     for setting in settings:
@@ -35,7 +36,11 @@ def parse_settings(settings: Sequence[str], algorithms: Sequence[str]) -> dict[s
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             value = text
-        for target in [algorithm] if dot else algorithms:
+        targets = [algorithm] if dot else [a for a in algorithms if parameter in parameters_of(a)]
+        if not targets:
+            have = "; ".join(f"{a} has {sorted(parameters_of(a)) or 'none'}" for a in algorithms)
+            raise ValueError(f"--set {setting!r}: no algorithm here has the parameter {parameter!r}. {have}")
+        for target in targets:
             parsed[target][parameter] = value
     return parsed
 
@@ -58,10 +63,20 @@ def read_file(
     return x
 
 
+def split_file(x: Interactions, how: str, seed: int) -> tuple[Interactions, Interactions]:
+    """Splits interactions and says how; see `Interactions.split`."""
+    train, test = x.split(how, **({"seed": seed} if how == "random" else {}))
+    if how == "time" and train.timestamps is not None:
+        said = f"split at {_day(train.timestamps.max())}: {train.nnz:,} interactions before, {test.nnz:,} after"
+    else:
+        said = f"{test.notes[-1].removeprefix('test part, ')}: {train.nnz:,} to train on, {test.nnz:,} to test"
+    typer.echo(said)
+    return train, test
+
+
 def outside_ids(texts: Sequence[str], recommender: Recommender, side: str) -> list[Any]:
     """Ids as the vocabulary has them: the command line only knows text."""
-    train = recommender._fitted()
-    ids = recommender._user_ids(train) if side == "user" else _item_ids(train)
+    ids = recommender.user_ids if side == "user" else recommender.item_ids
     if ids.ids.dtype.kind != "i":
         return list(texts)
     return [int(text) if text.lstrip("-").isdigit() else text for text in texts]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from .algorithms import parameters_of, train
+from .algorithms import check_parameters, train
 from .engine import storage
 from .engine.data import Interactions, Vocabulary, clean, read_interactions
-from .engine.errors import ModelFileError
+from .engine.errors import InteractionError, ModelFileError
 from .engine.evaluation import Evaluation, evaluate
 from .engine.factorization import ExplicitObjective, Factors, History, ImplicitObjective
 from .engine.neighbors import Popularity
@@ -47,10 +48,7 @@ class Recommender:
     """
 
     def __init__(self, algorithm: str = "implicit-als", *, seed: int = 0, **parameters: Any):
-        known = parameters_of(algorithm)
-        for name in parameters:
-            if name not in known:
-                raise ValueError(f"{algorithm} has no parameter {name!r}; it has {sorted(known)}")
+        check_parameters(algorithm, parameters)
         self.algorithm = algorithm
         self.seed = seed
         self.parameters = parameters
@@ -63,7 +61,8 @@ class Recommender:
 
         Args:
             data: `Interactions`, a path to a file, or anything `clean` takes: frames, sparse matrices, arrays.
-            **options: Passed to `engine.factorization.fit`, such as `callback`, `validate` and `progress`.
+            **options: Passed to `engine.factorization.fit`, such as `callback`, `validate` and `progress` (by default
+                a progress bar is shown where the error stream is a terminal).
 
         Raises:
             InteractionError: Data that cannot be used; see `clean`.
@@ -75,6 +74,29 @@ class Recommender:
         )
         self._train = interactions
         return self
+
+    @property
+    def train(self) -> Interactions:
+        """What it was fitted on; a loaded recommender has no timestamps and features.
+
+        Raises:
+            ValueError: Not fitted.
+        """
+        if self._train is None:
+            raise ValueError("this recommender is not fitted; call fit(data) first")
+        return self._train
+
+    @property
+    def user_ids(self) -> Vocabulary:
+        """The users of the training data; plain indices where they came without ids."""
+        train = self.train
+        return train.user_ids or Vocabulary(np.arange(train.n_users))
+
+    @property
+    def item_ids(self) -> Vocabulary:
+        """The items of the training data, with titles where there are any."""
+        train = self.train
+        return train.item_ids or Vocabulary(np.arange(train.n_items))
 
     def recommend(
         self,
@@ -93,39 +115,36 @@ class Recommender:
             k: How many, at least 1.
             history: In place of `users`: items (ids or titles) that a newcomer has met; the model is not retrained.
             exclude_seen: Whether to leave out what a user met in training (or the history names).
-            exclude: Further items to leave out.
-            allow: The only items that may be answered.
+            exclude: Further items (ids or titles) to leave out.
+            allow: The only items (ids or titles) that may be answered.
 
         Returns:
             A frame with rank, item, title (where there are titles) and score, best first; with a sequence of users,
-            their id in a first column. Fewer than k rows where fewer items remain.
+            their id in a first column. Fewer than k rows where fewer items remain, none where nothing does.
 
         Raises:
-            InteractionError: An unknown user, item or title; close names are offered.
+            InteractionError: An unknown user, item or title (close names are offered), or an empty history.
             ValueError: Neither or both of `users` and `history`, or a model that cannot take a history.
         """
-        train = self._fitted()
+        train = self.train
         if (users is None) == (history is None):
             raise ValueError("give either users or history")
-        item_ids = _item_ids(train)
-        excluded = item_ids.resolve(list(exclude))
+        item_ids = self.item_ids
+        excluded = item_ids.resolve(_listed(exclude)[0])
         allowed = None
         if allow is not None:
             allowed = np.zeros(train.n_items, bool)
-            allowed[item_ids.resolve(list(allow))] = True
+            allowed[item_ids.resolve(_listed(allow)[0])] = True
         if history is not None:
-            met = np.unique(item_ids.resolve(list(history)))
-            newcomer = Interactions.from_coo(np.zeros(len(met), int), met, n_users=1, n_items=train.n_items)
-            model = self._with_history(newcomer, train)
-            rows, seen = np.zeros(1, np.int32), newcomer if exclude_seen else None
-            names = None
+            seen = self._newcomer(history)
+            model = self.model if isinstance(self.model, Popularity) else with_history(self._factors(), seen)
+            rows, names = np.zeros(1, np.int32), None
         else:
-            many = isinstance(users, (list, tuple, np.ndarray)) or hasattr(users, "to_list")
-            asked = list(users) if many else [users]
-            rows, model, seen = self._user_ids(train).indices(asked), self.model, train if exclude_seen else None
-            names = asked if many else None
+            asked, many = _listed(users)
+            rows, model, seen = self._rows_of(asked), self.model, train
+            names = self.user_ids.outside(rows) if many else None
         repeated = np.tile(excluded, (len(rows), 1)) if len(excluded) else None
-        ids, scores = recommend(model, rows, k, seen=seen, exclude=repeated, allow=allowed)
+        ids, scores = recommend(model, rows, k, seen=seen if exclude_seen else None, exclude=repeated, allow=allowed)
         return _frame("user", names, np.asarray(ids), np.asarray(scores), item_ids)
 
     def similar_items(self, items: Any, k: int = 10, *, metric: str = "cosine") -> pl.DataFrame:
@@ -138,40 +157,54 @@ class Recommender:
             InteractionError: An unknown item.
             ValueError: A model without item vectors, or an unknown metric.
         """
-        train = self._fitted()
+        item_ids = self.item_ids
         if not isinstance(self.model, Factors):
             raise ValueError(f"{self.algorithm} has no item vectors to compare")
-        many = isinstance(items, (list, tuple, np.ndarray))
-        asked = list(items) if many else [items]
-        item_ids = _item_ids(train)
+        asked, many = _listed(items)
         ids, scores = similar_items(self.model, item_ids.resolve(asked), k, metric=metric)
-        return _frame("similar_to", asked if many else None, np.asarray(ids), np.asarray(scores), item_ids)
+        names = np.asarray(asked) if many else None
+        return _frame("similar_to", names, np.asarray(ids), np.asarray(scores), item_ids)
 
     def fold_in(self, history: Sequence[Any]) -> np.ndarray:
-        """The vector `[rank]` of someone who has met these items (ids or titles), from the fixed item vectors."""
-        train = self._fitted()
-        met = np.unique(_item_ids(train).resolve(list(history)))
-        newcomer = Interactions.from_coo(np.zeros(len(met), int), met, n_users=1, n_items=train.n_items)
-        return np.asarray(fold_in(self._factors(), _with_usual_values(newcomer, train)))[0]
+        """The vector `[rank]` of someone who has met these items (ids or titles), from the fixed item vectors.
+
+        Raises:
+            InteractionError: An unknown item, or an empty history.
+            ValueError: A model without vectors.
+        """
+        return np.asarray(fold_in(self._factors(), self._newcomer(history)))[0]
 
     def evaluate(self, test: Any, k: int = 10) -> Evaluation:
         """Ranking metrics on held-out interactions, training items left out, over the full catalogue.
 
         Args:
             test: `Interactions` split off the training data, or anything `clean` takes, with the same outside ids.
+                Rows of the latter with users or items that training did not have are left out, and counted in
+                `notes`.
             k: Length of the list.
 
         Raises:
-            InteractionError: Unknown ids, or nobody to test.
+            InteractionError: Interactions of other users or items than the training data's, or nobody to test.
         """
-        train = self._fitted()
+        train = self.train
         if not isinstance(test, Interactions):
-            test = _interactions(test, user_ids=self._user_ids(train), item_ids=_item_ids(train))
+            test = _interactions(test, user_ids=self.user_ids, item_ids=self.item_ids, unknown="drop")
+            found = evaluate(self.model, test, train=train, k=k)
+            return replace(found, notes=test.notes)
+        for side, own, other in (
+            ("users", train.user_ids, test.user_ids),
+            ("items", train.item_ids, test.item_ids),
+        ):
+            if own is not None and other is not None and not np.array_equal(own.ids, other.ids):
+                raise InteractionError(
+                    f"the test part has other {side} than the training data: split it off them, "
+                    "or give the file or frame that it came from"
+                )
         return evaluate(self.model, test, train=train, k=k)
 
     def save(self, folder: str | Path) -> None:
         """Saves model, vocabularies and training interactions into a folder, atomically; see `engine.storage`."""
-        train = self._fitted()
+        train = self.train
         arrays, described = _flatten(self.model)
         for side, ids in (("user", train.user_ids), ("item", train.item_ids)):
             if ids is not None:
@@ -224,35 +257,41 @@ class Recommender:
         state = "not fitted" if self._train is None else f"fitted on {self._train.nnz:,} interactions"
         return f"<Recommender {self.algorithm}{settings}, {state}>"
 
-    def _fitted(self) -> Interactions:
-        if self._train is None:
-            raise ValueError("this recommender is not fitted; call fit(data) first")
-        return self._train
-
     def _factors(self) -> Factors:
-        if not isinstance(self.model, Factors):
+        if self.train is not None and not isinstance(self.model, Factors):
             raise ValueError(f"{self.algorithm} has no vectors to fold a history into")
         return self.model
 
-    def _with_history(self, newcomer: Interactions, train: Interactions) -> Any:
-        if isinstance(self.model, Popularity):
-            return self.model
-        return with_history(self._factors(), _with_usual_values(newcomer, train))
+    def _rows_of(self, users: list[Any]) -> np.ndarray:
+        rows = self.user_ids.indices(users, unknown="mark")
+        unknown = [user for user, row in zip(users, rows, strict=True) if row < 0]
+        if unknown:
+            try:
+                self.user_ids.resolve(unknown[:1])
+            except InteractionError as error:  # it offers close names
+                raise InteractionError(
+                    f"user {error} ({len(unknown)} of {len(users)} users unknown). For someone new give history=[items]"
+                ) from None
+        return rows
 
-    @staticmethod
-    def _user_ids(train: Interactions) -> Vocabulary:
-        return train.user_ids or Vocabulary(np.arange(train.n_users))
+    def _newcomer(self, history: Sequence[Any]) -> Interactions:
+        """One row of bare items, which count as liked: each with the upper quartile of the training values."""
+        train = self.train
+        met = np.unique(self.item_ids.resolve(_listed(history)[0]))
+        if len(met) == 0:
+            raise InteractionError("history is empty: it needs at least one item")
+        newcomer = Interactions.from_coo(np.zeros(len(met), int), met, n_users=1, n_items=train.n_items)
+        if train.values is None:
+            return newcomer
+        return newcomer.with_values(np.full(len(met), np.quantile(train.values, 0.75), np.float32))
 
 
-def _item_ids(train: Interactions) -> Vocabulary:
-    return train.item_ids or Vocabulary(np.arange(train.n_items))
-
-
-def _with_usual_values(newcomer: Interactions, train: Interactions) -> Interactions:
-    """A history of bare items counts as liked: each with the upper quartile of the training values."""
-    if train.values is None:
-        return newcomer
-    return newcomer.with_values(np.full(newcomer.nnz, np.quantile(train.values, 0.75), np.float32))
+def _listed(ids: Any) -> tuple[list[Any], bool]:
+    """`(ids as a list, whether there were several)`: a text or a number is one id."""
+    if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
+        return [ids], False
+    # NumPy's own scalars become Python's, which is what messages should show.
+    return [i.item() if isinstance(i, np.generic) else i for i in ids], True
 
 
 def _interactions(data: Any, **vocabularies: Any) -> Interactions:
@@ -263,12 +302,14 @@ def _interactions(data: Any, **vocabularies: Any) -> Interactions:
     return clean(data, **vocabularies)
 
 
-def _frame(label: str, names: list | None, ids: np.ndarray, scores: np.ndarray, item_ids: Vocabulary) -> pl.DataFrame:
+def _frame(
+    label: str, names: np.ndarray | None, ids: np.ndarray, scores: np.ndarray, item_ids: Vocabulary
+) -> pl.DataFrame:
     import polars as pl
 
     row, place = np.nonzero(ids >= 0)
     found = ids[row, place]
-    columns: dict[str, Any] = {} if names is None else {label: [names[r] for r in row]}
+    columns: dict[str, Any] = {} if names is None else {label: names[row]}
     columns["rank"] = place + 1
     columns["item"] = item_ids.outside(found)
     if item_ids.titles is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -16,8 +17,10 @@ from .engine.storage import write_atomically
 
 if TYPE_CHECKING:
     import polars as pl
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-_SHOWN = ("ndcg", "recall", "hit_rate", "map")
+_SHOWN = ("ndcg", "recall", "hit_rate")
 _LABELS = {
     "ndcg": "NDCG",
     "recall": "Recall",
@@ -26,6 +29,8 @@ _LABELS = {
     "mrr": "MRR",
     "precision": "Precision",
 }
+# Distinct in hue and in lightness, so that they stay apart in grey and for the colour-blind (Okabe, Ito).
+COLORS = ("#8c8c8c", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
 def label_of(metric: str) -> str:
@@ -41,17 +46,17 @@ def label_of(metric: str) -> str:
 def print_comparison(results: Sequence[Result]) -> None:
     """One row an algorithm, with 95 % confidence intervals of the means over users."""
     first = results[0].evaluation
-    table = Table(title=f"{first.protocol}, {len(first.users):,} users; mean and 95 % interval")
-    names = [name for name in first.values if name.split("_at_")[0] in _SHOWN]
-    table.add_column("algorithm")
+    table = Table(title=f"{first.protocol}, {len(first.users):,} users; mean and 95 % interval", box=box.SIMPLE_HEAD)
+    names = _shown(first.values)
+    table.add_column("algorithm", no_wrap=True, overflow="fold")
     for name in names:
-        table.add_column(label_of(name), justify="right")
-    table.add_column("seconds", justify="right")
+        table.add_column(label_of(name), justify="right", overflow="fold")
+    table.add_column("seconds", justify="right", overflow="fold")
     for result in results:
         means, intervals = result.evaluation.means, result.evaluation.intervals()
         cells = [f"{means[n]:.4f} ± {(intervals[n][1] - intervals[n][0]) / 2:.4f}" for n in names]
         table.add_row(result.algorithm, *cells, f"{result.seconds:.1f}")
-    console = Console()
+    console = _wide_enough(table)
     console.print(table)
     for why, count in first.untested.items():
         if count:
@@ -65,21 +70,34 @@ def summary(results: Sequence[Result]) -> dict[str, dict[str, float]]:
 
 def print_frame(frame: pl.DataFrame) -> None:
     """A frame as a table."""
-    table = Table()
+    table = Table(box=box.SIMPLE_HEAD)
     for name in frame.columns:
-        table.add_column(name, justify="right" if frame[name].dtype.is_numeric() else "left")
+        justify = "right" if frame[name].dtype.is_numeric() else "left"
+        table.add_column(name, justify=justify, overflow="fold")
     for row in frame.iter_rows():
         table.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row))
-    Console().print(table)
+    _wide_enough(table).print(table)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON atomically."""
+    """Writes JSON atomically, making the folder where it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def metrics_plot(results: Sequence[Result], path: Path, learning_curve: Sequence[float] | None = None) -> None:
-    """Bars of the metrics with their intervals and, if given, the learning curve beside them, as PNG.
+def metrics_plot(results: Sequence[Result], path: Path) -> None:
+    """Bars of the metrics with their intervals, as PNG.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    figure = new_figure(7, 4.2)
+    draw_metrics(figure.subplots(), results)
+    save_figure(figure, path)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, that needs no display.
 
     Raises:
         ValueError: matplotlib is not installed.
@@ -88,23 +106,47 @@ def metrics_plot(results: Sequence[Result], path: Path, learning_curve: Sequence
         import matplotlib.figure
     except ImportError as error:
         raise ValueError("plots need matplotlib: pip install 'affinax[plot]'") from error
-    curve = learning_curve is not None
-    figure = matplotlib.figure.Figure(figsize=(11 if curve else 7, 4.2), layout="constrained", dpi=120)
-    axes = figure.subplots(1, 1 + curve, squeeze=False)[0]
-    names = [name for name in results[0].evaluation.values if name.split("_at_")[0] in _SHOWN]
+    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained", dpi=130)
+
+
+def draw_metrics(axes: Axes, results: Sequence[Result]) -> None:
+    """Bars of the metrics, a group a metric and a colour an algorithm, with 95 % intervals."""
+    names = _shown(results[0].evaluation.values)
     width = 0.8 / len(results)
     for place, result in enumerate(results):
         means, intervals = result.evaluation.means, result.evaluation.intervals()
         heights = np.array([means[name] for name in names])
         errors = np.abs(np.array([intervals[name] for name in names]).T - heights)
         positions = np.arange(len(names)) + (place - (len(results) - 1) / 2) * width
-        axes[-1].bar(positions, heights, width * 0.92, yerr=errors, capsize=3, label=result.algorithm)
-    axes[-1].set_xticks(range(len(names)), [label_of(name) for name in names])
-    axes[-1].set_title(f"Held-out interactions, {len(results[0].evaluation.users):,} users (95 % intervals)")
-    axes[-1].legend(frameon=False)
-    if curve:
-        axes[0].plot(range(1, len(learning_curve) + 1), learning_curve, marker="o", markersize=3)
-        axes[0].set(title="Learning curve", xlabel="sweep", ylabel="loss per interaction")
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+        color = COLORS[place % len(COLORS)]
+        axes.bar(positions, heights, width * 0.9, color=color, label=result.algorithm)
+        axes.errorbar(positions, heights, errors, fmt="none", ecolor="0.25", elinewidth=1, capsize=2.5)
+        for position, height, top in zip(positions, heights, heights + errors[1], strict=True):
+            place = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "fontsize": 8}
+            axes.annotate(f"{height:.3f}", (position, top), **place)
+    axes.set_xticks(range(len(names)), [label_of(name) for name in names])
+    axes.tick_params(axis="x", length=0)
+    axes.set_title(f"{len(results[0].evaluation.users):,} users, mean and 95 % interval", loc="left", fontsize=10)
+    axes.legend(frameon=False, loc="upper left")
+    axes.margins(y=0.15)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG, making the folder where it is not there."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")
+
+
+def _shown(metrics: Sequence[str] | dict[str, Any]) -> list[str]:
+    return [name for shown in _SHOWN for name in metrics if name.partition("_at_")[0] == shown]
+
+
+def _wide_enough(table: Table) -> Console:
+    """A console that cuts nothing: where the output is no terminal there is no width to keep to."""
+    console = Console()
+    if not console.is_terminal:
+        unbounded = console.options.update(max_width=10_000)
+        console.width = max(console.width, console.measure(table, options=unbounded).maximum)
+    return console

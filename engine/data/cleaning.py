@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...kernels import csr
 from ..errors import InteractionError
-from .interactions import Interactions, checked_timestamps, checked_values
-from .tables import Columns, Table, as_table
-from .vocabulary import Vocabulary
+from .interactions import Interactions
+from .tables import Columns, Table, as_table, text_ids_to_numbers
+from .vocabulary import Vocabulary, text_ids
 
 if TYPE_CHECKING:
     import polars as pl
@@ -39,7 +40,7 @@ def clean(
 
     Args:
         source: A frame of pandas, polars or pyarrow, a scipy sparse matrix, a tuple of arrays
-            `(users, items[, values[, timestamps]])`, or `Interactions`.
+            `(users, items[, values[, timestamps]])`, or `Interactions`, which thresholds and counts apply to.
         columns: As in `read_interactions`.
         missing: "error", or "drop" to leave out rows in which anything is missing or not finite.
         duplicates: What to do with a pair that occurs more than once: "error", keep the "last" (the latest, in
@@ -47,7 +48,8 @@ def clean(
         min_value: Keep interactions with at least this value.
         max_value: Keep interactions with at most this value.
         min_per_user: Keep users with at least so many interactions, and likewise
-        min_per_item: items; repeated until both hold (the k-core).
+        min_per_item: items; repeated until both hold (the k-core). Sides whose vocabulary is given keep their indices;
+            on others the indices are renumbered.
         user_ids: A vocabulary fitted before, to apply to new data; fitted here if None.
         item_ids: Likewise.
         unknown: What to do with rows whose id is not in a given vocabulary: "error" or "drop".
@@ -58,7 +60,7 @@ def clean(
     Raises:
         InteractionError: Anything of the above that is an error; the message names the row, the value and what
             to pass instead. Also if nothing is left.
-        ValueError: An unknown option.
+        ValueError: An unknown option, or one that does not apply to the source.
 
     >>> x = clean((["ann", "bob", "ann"], ["tea", "tea", "tea"], [1.0, 2.0, 4.0]), duplicates="sum")
     >>> x.values, x.notes
@@ -71,54 +73,54 @@ def clean(
     ):
         if value not in accepted:
             raise ValueError(f"{name}={value!r} must be one of {accepted}")
+    if min(min_per_user, min_per_item) < 1:
+        raise ValueError(f"{min_per_user=} and {min_per_item=} must be at least 1")
     if isinstance(source, Interactions):
-        return _compact(_thresholds(source, min_value, max_value), min_per_user, min_per_item)
+        if columns is not None or user_ids is not None or item_ids is not None:
+            raise ValueError("columns, user_ids and item_ids apply to raw data; these interactions are encoded already")
+        return _core(_thresholds(source, min_value, max_value), min_per_user, min_per_item, False, False)
     table = source if isinstance(source, Table) else as_table(source, columns)
     notes: list[str] = []
-    keep = _present(table, missing, notes)
-    frame, place = table.frame.filter(keep), table.place[keep]
-    if "value" in frame.columns:
-        inside = np.ones(len(frame), bool)
-        values = frame["value"].to_numpy()
-        if min_value is not None:
-            inside &= values >= min_value
-        if max_value is not None:
-            inside &= values <= max_value
-        if not inside.all():
-            notes.append(_count(~inside, "row") + " outside the value thresholds left out")
-            frame, place = frame.filter(inside), place[inside]
+    table = _filtered(table, _present(table, missing), "with missing or non-finite values left out", notes)
+    if "value" in table.frame.columns:
+        inside = _inside(table.frame["value"].to_numpy(), min_value, max_value)
+        table = _filtered(table, inside, "outside the value thresholds left out", notes)
     elif min_value is not None or max_value is not None:
         raise InteractionError(f"{table.source} has no values to hold against min_value or max_value")
-    if len(frame) == 0:
-        raise InteractionError(f"{table.source}: no interactions are left ({'; '.join(notes) or 'it has no rows'})")
-    codes = {}
-    for role, vocabulary in (("user", user_ids), ("item", item_ids)):
-        codes[role] = _encode(frame[role], vocabulary)
-    known = (codes["user"][0] >= 0) & (codes["item"][0] >= 0)
-    if not known.all():
-        if unknown == "error":
-            row = int(np.argmin(known))
-            role = "user" if codes["user"][0][row] < 0 else "item"
-            raise InteractionError(
-                f"{table.source}, {table.place_word} {place[row]:,}: {role} {frame[role][row]!r} is not in the given "
-                f'vocabulary ({_count(~known, "such row")}). Pass unknown="drop" to leave them out'
-            )
-        notes.append(_count(~known, "row") + " with unknown ids left out")
-        if not known.any():
-            raise InteractionError(f"{table.source}: no interactions are left ({'; '.join(notes)})")
-    users, items = codes["user"][0][known], codes["item"][0][known]
-    values = frame["value"].to_numpy()[known] if "value" in frame.columns else None
-    times = frame["time"].to_numpy()[known] if "time" in frame.columns else None
-    vocabularies = codes["user"][1], codes["item"][1]
-    users, items, values, times = _merge(
-        table, place[known], users, items, values, times, vocabularies, duplicates, notes
-    )
-    x = Interactions.from_coo(users, items, values, times, user_ids=vocabularies[0], item_ids=vocabularies[1])
-    x = _with_notes(x, notes)
-    return _compact(x, min_per_user, min_per_item) if max(min_per_user, min_per_item) > 1 else x
+    users, user_vocabulary = _encode(table, "user", user_ids)
+    items, item_vocabulary = _encode(table, "item", item_ids)
+    known = (users >= 0) & (items >= 0)
+    if unknown == "error" and not known.all():
+        row = int(np.argmin(known))
+        role = "user" if users[row] < 0 else "item"
+        raise InteractionError(
+            f"{_place(table, row)}: {role} {table.frame[role][row]!r} is not in the given "
+            f'vocabulary ({_count(~known, "such row")}). Pass unknown="drop" to leave them out'
+        )
+    table = _filtered(table, known, "with unknown ids left out", notes)
+    x = _merged(table, users[known], items[known], user_vocabulary, item_vocabulary, duplicates, notes)
+    x = replace(x, notes=tuple(notes))
+    if min_per_user == min_per_item == 1:
+        return x
+    return _core(x, min_per_user, min_per_item, user_ids is not None, item_ids is not None)
 
 
-def _present(table: Table, missing: str, notes: list[str]) -> np.ndarray:
+def _filtered(table: Table, keep: np.ndarray, what: str, notes: list[str]) -> Table:
+    """The rows to keep, with a note of those left out; raises if none remain."""
+    if keep.all():
+        return table
+    notes.append(f"{_count(~keep, 'row')} {what}")
+    if not keep.any():
+        raise InteractionError(f"{table.source}: no interactions are left ({'; '.join(notes)})")
+    raw = None if table.raw is None else table.raw.filter(keep)
+    return replace(table, frame=table.frame.filter(keep), place=table.place[keep], raw=raw)
+
+
+def _place(table: Table, row: int) -> str:
+    return f"{table.source}, {table.place_word} {table.place[row]:,}"
+
+
+def _present(table: Table, missing: str) -> np.ndarray:
     """Rows in which nothing is missing; raises for the first other one unless they are to be dropped."""
     frame = table.frame
     if len(frame) == 0:
@@ -135,51 +137,79 @@ def _present(table: Table, missing: str, notes: list[str]) -> np.ndarray:
         row = int(np.argmax(wrong))
         role = next(role for role in frame.columns if bad[role][row])
         text = (table.raw if table.raw is not None else frame)[role][row]
-        what = "is missing" if text is None or text == "" else f'"{text}" is not a finite number'
+        kind = "no number and no date (year first)" if role == "time" else "no finite float32 number"
+        what = "is missing" if text is None or text == "" else f"{text!r} is {kind}"
         raise InteractionError(
-            f"{table.source}, {table.place_word} {table.place[row]:,}: {role} {what}. "
+            f"{_place(table, row)}: {role} {what}. "
             f'Pass missing="drop" to leave such rows out ({int(wrong.sum()):,} here)'
         )
-    if wrong.any():
-        notes.append(_count(wrong, "row") + " with missing values left out")
     return ~wrong
 
 
-def _encode(column: pl.Series, vocabulary: Vocabulary | None) -> tuple[np.ndarray, Vocabulary]:
+def _inside(values: np.ndarray, min_value: float | None, max_value: float | None) -> np.ndarray:
+    inside = np.ones(len(values), bool)
+    if min_value is not None:
+        inside &= values >= min_value
+    if max_value is not None:
+        inside &= values <= max_value
+    return inside
+
+
+def _encode(table: Table, role: str, vocabulary: Vocabulary | None) -> tuple[np.ndarray, Vocabulary]:
     import polars as pl
 
+    column = table.frame[role]
+    if table.spelled and (vocabulary is None or vocabulary.ids.dtype.kind == "i"):
+        column = text_ids_to_numbers(column)
     if vocabulary is not None:
-        ids = column.to_numpy() if column.dtype.is_integer() else np.asarray(column.to_list(), np.str_)
-        return vocabulary.indices(ids, unknown="mark"), vocabulary
+        lookup = vocabulary
+        if table.spelled and column.dtype == pl.String and vocabulary.ids.dtype.kind == "i":
+            lookup = Vocabulary(vocabulary.ids.astype(np.str_))  # one text among them is just an unknown id
+        return lookup.indices(_outside(column), unknown="mark"), vocabulary
     distinct = column.unique().sort()
-    ids = distinct.to_numpy() if distinct.dtype.is_integer() else np.asarray(distinct.to_list(), np.str_)
-    codes = (column.rank("dense") - 1).cast(pl.Int32).to_numpy()
-    return codes, Vocabulary(ids)
+    text = column.dtype == pl.String  # for which a hash table takes a third of the time of ranking
+    codes = column.cast(pl.Enum(distinct)).to_physical() if text else column.rank("dense") - 1
+    return codes.cast(pl.Int32).to_numpy(), Vocabulary(_outside(distinct))
 
 
-def _merge(table, place, users, items, values, times, vocabularies, duplicates, notes):
-    order, _ = csr.sort_pairs(users, items, len(vocabularies[0]), len(vocabularies[1]))
+def _outside(column: pl.Series) -> np.ndarray:
+    return column.to_numpy() if column.dtype.is_integer() else text_ids(column.to_list())
+
+
+def _merged(
+    table: Table,
+    users: np.ndarray,
+    items: np.ndarray,
+    user_ids: Vocabulary,
+    item_ids: Vocabulary,
+    duplicates: str,
+    notes: list[str],
+) -> Interactions:
+    columns = table.frame.columns
+    values = table.frame["value"].to_numpy(writable=True) if "value" in columns else None
+    times = table.frame["time"].to_numpy(writable=True) if "time" in columns else None
+    order, _ = csr.sort_pairs(users, items, len(user_ids), len(item_ids))
     first = csr.first_in_group(users, items, order)
-    if first.all():
-        return users, items, values, times
-    repeated = int((~first).sum())
-    if duplicates == "error":
-        again = int(order[~first].min())
-        user, item = vocabularies[0].ids[users[again]], vocabularies[1].ids[items[again]]
-        raise InteractionError(
-            f"{table.source}, {table.place_word} {place[again]:,}: user {user.item()!r}, item {item.item()!r} occurs "
-            f'again ({repeated:,} repetitions here). Pass duplicates="last", "sum" or "mean" to merge them'
+    if not first.all():
+        if duplicates == "error":
+            again = int(order[~first].min())
+            user, item = user_ids.ids[users[again]].item(), item_ids.ids[items[again]].item()
+            raise InteractionError(
+                f"{_place(table, again)}: user {user!r}, item {item!r} occurs again "
+                f'({_count(~first, "repetition")} here). Pass duplicates="last", "sum" or "mean" to merge them'
+            )
+        position, merged = csr.merge_duplicates(
+            order,
+            first,
+            np.ones(len(users)) if values is None else values,
+            np.zeros(len(users), np.int64) if times is None else times,
+            _MERGES[duplicates],
         )
-    position, merged = csr.merge_duplicates(
-        order,
-        first,
-        np.ones(len(users)) if values is None else values.astype(np.float64),
-        np.zeros(len(users), np.int64) if times is None else times,
-        _MERGES[duplicates],
-    )
-    notes.append(_count(~first, "repeated pair") + f" merged by {duplicates}")
-    counted = values is not None or duplicates == "sum"
-    return users[position], items[position], merged if counted else None, None if times is None else times[position]
+        notes.append(_count(~first, "repeated pair") + f" merged by {duplicates}")
+        users, items = users[position], items[position]
+        values = merged if values is not None or duplicates == "sum" else None
+        times = None if times is None else times[position]
+    return Interactions.from_coo(users, items, values, times, user_ids=user_ids, item_ids=item_ids)
 
 
 def _thresholds(x: Interactions, min_value: float | None, max_value: float | None) -> Interactions:
@@ -187,20 +217,18 @@ def _thresholds(x: Interactions, min_value: float | None, max_value: float | Non
         return x
     if x.values is None:
         raise InteractionError("these interactions have no values to hold against min_value or max_value")
-    inside = np.ones(x.nnz, bool)
-    if min_value is not None:
-        inside &= x.values >= min_value
-    if max_value is not None:
-        inside &= x.values <= max_value
+    inside = _inside(x.values, min_value, max_value)
+    if inside.all():
+        return x
     return x.select(inside, note=_count(~inside, "row") + " outside the value thresholds left out")
 
 
-def _compact(x: Interactions, min_per_user: int, min_per_item: int) -> Interactions:
-    """The core in which every user and item has enough interactions, with indices renumbered."""
+def _core(x: Interactions, min_per_user: int, min_per_item: int, keep_users: bool, keep_items: bool) -> Interactions:
+    """The core in which every user and item has enough interactions, renumbered but for the sides to keep."""
     keep = np.ones(x.nnz, bool)
     while True:
-        users = np.bincount(x.users[keep], minlength=x.n_users) >= max(min_per_user, 1)
-        items = np.bincount(x.items[keep], minlength=x.n_items) >= max(min_per_item, 1)
+        users = np.bincount(x.users[keep], minlength=x.n_users) >= min_per_user
+        items = np.bincount(x.items[keep], minlength=x.n_items) >= min_per_item
         inside = users[x.users] & items[x.items] & keep
         if (inside == keep).all():
             break
@@ -209,40 +237,29 @@ def _compact(x: Interactions, min_per_user: int, min_per_item: int) -> Interacti
         raise InteractionError(
             f"no interactions are left: no user has {min_per_user} interactions with items that have {min_per_item}"
         )
-    users, items = np.flatnonzero(users), np.flatnonzero(items)
-    new = {"user": np.zeros(x.n_users, np.int32), "item": np.zeros(x.n_items, np.int32)}
-    new["user"][users], new["item"][items] = np.arange(len(users)), np.arange(len(items))
-    compact = Interactions.from_coo(
-        new["user"][x.users[keep]],
-        new["item"][x.items[keep]],
-        None if x.values is None else checked_values(x.values[keep]),
-        None if x.timestamps is None else checked_timestamps(x.timestamps[keep]),
+    users, items = users | keep_users, items | keep_items
+    left_out = int((~users).sum()), int((~items).sum()), int((~keep).sum())
+    note = "{:,} users, {:,} items and {:,} interactions below the minimum counts left out".format(*left_out)
+    x = x.select(keep, note=note) if any(left_out) else x
+    # Renumbering keeps the order, so the rows stay sorted.
+    new_item = np.cumsum(items, dtype=np.int32) - 1
+    return replace(
+        x,
+        indptr=np.append(x.indptr[:-1][users], x.nnz),
+        items=new_item[x.items],
+        n_items=int(items.sum()),
         user_ids=_subset(x.user_ids, users),
         item_ids=_subset(x.item_ids, items),
-    )
-    from dataclasses import replace
-
-    left_out = x.n_users - len(users), x.n_items - len(items), x.nnz - compact.nnz
-    note = "{:,} users, {:,} items and {:,} interactions below the minimum counts left out".format(*left_out)
-    return replace(
-        compact,
-        user_features=None if x.user_features is None else x.user_features[users],
-        item_features=None if x.item_features is None else x.item_features[items],
-        notes=x.notes + ((note,) if any(left_out) else ()),
+        user_features=None if x.user_features is None else x.user_features.filter(users),
+        item_features=None if x.item_features is None else x.item_features.filter(items),
     )
 
 
-def _subset(vocabulary: Vocabulary | None, indices: np.ndarray) -> Vocabulary:
+def _subset(vocabulary: Vocabulary | None, keep: np.ndarray) -> Vocabulary:
     if vocabulary is None:
-        return Vocabulary(indices)
-    titles = None if vocabulary.titles is None else vocabulary.titles[indices]
-    return Vocabulary(vocabulary.ids[indices], titles)
-
-
-def _with_notes(x: Interactions, notes: list[str]) -> Interactions:
-    from dataclasses import replace
-
-    return replace(x, notes=x.notes + tuple(notes))
+        return Vocabulary(np.flatnonzero(keep))
+    titles = None if vocabulary.titles is None else vocabulary.titles[keep]
+    return Vocabulary(vocabulary.ids[keep], titles)
 
 
 def _count(where: np.ndarray, noun: str) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -57,7 +58,7 @@ class Interactions:
     def __post_init__(self):
         for array in (self.indptr, self.items, self.values, self.timestamps):
             if array is not None:
-                array.flags.writeable = False
+                _frozen(array)
         for side, n, ids, features in (
             ("user", self.n_users, self.user_ids, self.user_features),
             ("item", self.n_items, self.item_ids, self.item_features),
@@ -86,7 +87,8 @@ class Interactions:
             users: `[nnz]` whole numbers in `[0, n_users)`.
             items: `[nnz]` whole numbers in `[0, n_items)`.
             values: `[nnz]` finite numbers, such as ratings or counts; None where there are none.
-            timestamps: `[nnz]` finite numbers or datetimes; None where there are none.
+            timestamps: `[nnz]` finite numbers, or datetimes, which become seconds since 1970; None where there
+                are none.
             n_users: One more than the largest id if None.
             n_items: Likewise.
             user_ids: Outside ids of the users; gives `n_users`.
@@ -136,8 +138,13 @@ class Interactions:
         Raises:
             InteractionError: As `from_coo`.
         """
-        coo = matrix.tocoo()
-        return cls.from_coo(coo.row, coo.col, coo.data, n_users=coo.shape[0], n_items=coo.shape[1])
+        import scipy.sparse
+
+        coo = scipy.sparse.coo_array(matrix)
+        if coo.ndim != 2:
+            raise InteractionError(f"the matrix must be [n_users, n_items]; got shape {coo.shape}")
+        n_users, n_items = cast(tuple[int, int], coo.shape)
+        return cls.from_coo(coo.row, coo.col, coo.data, n_users=n_users, n_items=n_items)
 
     @property
     def n_users(self) -> int:
@@ -157,7 +164,7 @@ class Interactions:
     @functools.cached_property
     def users(self) -> np.ndarray:
         """User of each interaction, int32 `[nnz]`."""
-        return np.repeat(np.arange(self.n_users, dtype=np.int32), np.diff(self.indptr))
+        return _frozen(np.repeat(np.arange(self.n_users, dtype=np.int32), np.diff(self.indptr)))
 
     @functools.cached_property
     def by_item(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -165,7 +172,8 @@ class Interactions:
 
         `source[k]` is the place, in this object's order, of the k-th interaction of that order.
         """
-        return csr.transpose(self.indptr, self.items, self.n_items)
+        indptr, users, source = csr.transpose(self.indptr, self.items, self.n_items)
+        return _frozen(indptr), _frozen(users), _frozen(source)
 
     def items_of(self, user: int) -> np.ndarray:
         """Items of one user, ascending."""
@@ -221,10 +229,13 @@ class Interactions:
         Raises:
             InteractionError: A single user has more interactions than fit a block, or the bound is not in range.
         """
+        import jax.numpy as jnp
+
         longest = int(np.diff(self.indptr).max())
         if not longest <= max_entries <= _MAX_INDEX:
             raise InteractionError(
-                f"{max_entries=} must be at least the {longest} interactions of the busiest user and at most {_MAX_INDEX}"
+                f"{max_entries=} must be at least the {longest} interactions of the busiest user, "
+                f"and at most {_MAX_INDEX}"
             )
         bounds = [0]
         while bounds[-1] < self.n_users:
@@ -232,7 +243,7 @@ class Interactions:
             bounds.append(min(end, self.n_users))
         n_rows = int(np.diff(bounds).max())
         n_entries = max(int(np.diff(self.indptr[bounds]).max()), 1)
-        for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+        for first, last in itertools.pairwise(bounds):
             begin, end = int(self.indptr[first]), int(self.indptr[last])
             indptr = np.full(n_rows + 1, end - begin, np.int32)
             indptr[: last - first + 1] = self.indptr[first : last + 1] - begin
@@ -242,7 +253,7 @@ class Interactions:
             if self.values is not None:
                 values = np.zeros(n_entries, np.float32)
                 values[: end - begin] = self.values[begin:end]
-            yield first, csr.CSR(indptr, indices, values)
+            yield first, csr.CSR(jnp.asarray(indptr), jnp.asarray(indices), jnp.asarray(values))
 
     def select(self, keep: np.ndarray, *, note: str | None = None) -> Interactions:
         """The interactions where `keep` is True; users and items keep their indices.
@@ -289,15 +300,30 @@ class Interactions:
         return ways[how](self, **options)
 
 
-def _checked_ids(side: str, ids: Any, n: int | None) -> tuple[np.ndarray, int]:
-    array = np.asarray(ids)
+def _frozen(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
+
+
+def _vector(what: str, data: Any) -> np.ndarray:
+    try:
+        array = np.asarray(data)
+    except ValueError as error:  # lists of different lengths
+        raise InteractionError(f"{what} must be one-dimensional: {error}") from error
     if array.ndim != 1:
-        raise InteractionError(f"{side}s must be one-dimensional; got shape {array.shape}")
+        raise InteractionError(f"{what} must be one-dimensional; got shape {array.shape}")
+    if np.ma.is_masked(data):  # NumPy would give what is under the mask
+        raise InteractionError(f"{what} are masked at {int(np.ma.count_masked(data)):,} places; leave those out")
+    return array
+
+
+def _checked_ids(side: str, ids: Any, n: int | None) -> tuple[np.ndarray, int]:
+    array = _vector(f"{side}s", ids)
     if array.size == 0:
         return array.astype(np.int32), n or 0
     if array.dtype.kind not in "iu":
         raise InteractionError(
-            f"{side} ids must be whole numbers; got {array.dtype} such as {array[0]!r}. "
+            f"{side} ids must be whole numbers; got {array.dtype} such as {array[:1].tolist()}. "
             "Vocabulary maps other ids to dense indices"
         )
     limit = _MAX_INDEX if n is None else n - 1
@@ -316,11 +342,9 @@ def _checked_ids(side: str, ids: Any, n: int | None) -> tuple[np.ndarray, int]:
 
 def checked_values(values: Any) -> np.ndarray:
     """Values as finite float32, or an InteractionError that names the first that is not."""
-    array = np.asarray(values)
+    array = _vector("values", values)
     if array.dtype.kind not in "iufb":
-        raise InteractionError(f"values must be numbers; got {array.dtype} such as {array.ravel()[:1].tolist()}")
-    if array.ndim != 1:
-        raise InteractionError(f"values must be one-dimensional; got shape {array.shape}")
+        raise InteractionError(f"values must be numbers; got {array.dtype} such as {array[:1].tolist()}")
     with np.errstate(over="ignore"):
         narrow = array.astype(np.float32)
     _require_finite("value", array, narrow)
@@ -328,15 +352,16 @@ def checked_values(values: Any) -> np.ndarray:
 
 
 def checked_timestamps(timestamps: Any) -> np.ndarray:
-    """Timestamps as int64 or finite float64; datetimes become whole seconds."""
-    array = np.asarray(timestamps)
-    if array.ndim != 1:
-        raise InteractionError(f"timestamps must be one-dimensional; got shape {array.shape}")
+    """Timestamps as int64 or finite float64; datetimes become seconds since 1970, whole ones if all are."""
+    array = _vector("timestamps", timestamps)
     if array.dtype.kind == "M":
         if np.isnat(array).any():
             raise InteractionError(f"timestamp missing at position {int(np.argmax(np.isnat(array))):,}")
-        return array.astype("datetime64[s]").astype(np.int64)
+        microseconds = array.astype("datetime64[us]").astype(np.int64)
+        return microseconds / 10**6 if (microseconds % 10**6).any() else microseconds // 10**6
     if array.dtype.kind in "iu":
+        if array.max(initial=0) > np.iinfo(np.int64).max:
+            raise InteractionError(f"timestamp {array.max()} does not fit int64")
         return array.astype(np.int64)
     if array.dtype.kind == "f":
         wide = array.astype(np.float64)

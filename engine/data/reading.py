@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
+import itertools
+import json
 import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +17,13 @@ import numpy as np
 from ..errors import InteractionError
 from .cleaning import clean
 from .interactions import Interactions
-from .tables import Columns, Table, choose_columns, parse_table, text_ids_to_numbers
+from .tables import Columns, Table, choose_columns, column_of, parse_table
 
 if TYPE_CHECKING:
     import polars as pl
 
-_SEPARATORS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".data": "\t", ".dat": "::", ".txt": None}
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_GUESSED = ("::", "\t", ",", ";", "|", " ")
 
 
 def read_interactions(
@@ -31,18 +36,23 @@ def read_interactions(
 ) -> Interactions:
     """Reads a file of interactions, cleans it and gives its users and items dense indices.
 
+    Blank lines are passed over. Fields of comma- and semicolon-separated text may be quoted, over several lines too;
+    elsewhere a quotation mark is a character like any other.
+
     Args:
-        path: A `.csv`, `.tsv`, `.dat` (`::`), `.parquet`, `.jsonl` or `.ndjson` file, or any of these with `.gz`.
-            Other endings are read as delimited text.
+        path: A `.csv`, `.tsv`, `.parquet`, `.jsonl` or `.ndjson` file, or any of these with `.gz`. Other endings
+            (`.dat`, `.data`, `.txt`, …) are read as delimited text.
         columns: Which column is what: a mapping `{"user": "customer", "item": "sku", "value": 3}` of names or
             positions, or a sequence `("user", "item", "value", "time")` in column order, where "skip" leaves one out.
             If None, the header must hold the usual names (user, user_id, item_id, rating, timestamp, …).
-        separator: Of delimited text; by the ending of the file, else found in the first line, if None.
+        separator: Of delimited text. If None, that of `.csv` or `.tsv`, else the first of `::`, tab, `,`, `;`, `|`
+            and space that the first line holds.
         header: Whether the first line names the columns; if None, True unless `columns` goes by position.
         **cleaning: Passed to `clean`: missing, duplicates, thresholds, vocabularies.
 
     Returns:
-        Interactions with `user_ids` and `item_ids`. Ids that are all whole numbers become int64, others stay text.
+        Interactions with `user_ids` and `item_ids`. In delimited text, ids that all spell whole numbers ("7", not
+        "007") become int64, unless the given vocabulary holds text; others stay text.
 
     Raises:
         InteractionError: A file that is empty or malformed, a column that is not there, or what `clean` raises;
@@ -50,145 +60,150 @@ def read_interactions(
         FileNotFoundError: No such file.
     """
     path = Path(path)
-    data = _read_bytes(path)
-    if not data.strip():
+    data = path.read_bytes()
+    kind = path.suffix.lower()
+    if kind == ".gz":
+        data, kind = _decompressed(path, data), Path(path.stem).suffix.lower()
+    if not data or data.isspace():
         raise InteractionError(f"{path.name} is empty")
-    kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if kind in (".parquet", ".pq"):
-        frame, place = _binary(path, data, "parquet"), None
+        table = _parquet(path, data, columns)
     elif kind in (".jsonl", ".ndjson"):
-        frame, place = _json_lines(path, data), 1
+        table = _json_lines(path, _decoded(path, data), columns)
     else:
         if header is None:
-            header = columns is None or (
-                not isinstance(columns, (list, tuple))
-                and not all(isinstance(name, int) for name in dict(columns).values())
-            )
-        frame = _delimited(path, data, separator or _SEPARATORS.get(kind), header)
-        place = 2 if header else 1
-    chosen = choose_columns(frame.columns, columns, path.name)
-    import polars as pl
-
-    texts = frame.select(pl.col(name).alias(role) for role, name in chosen.items())
-    if place is not None and kind not in (".jsonl", ".ndjson"):
-        texts = texts.with_columns(text_ids_to_numbers(texts[role]) for role in ("user", "item"))
-    places = np.arange(len(texts), dtype=np.int64) + (place or 0)
-    return clean(parse_table(Table(texts, places, path.name, "row" if place is None else "line")), **cleaning)
+            named = isinstance(columns, Mapping) and not all(isinstance(name, int) for name in columns.values())
+            header = columns is None or named
+        table = _delimited(path, _decoded(path, data), columns, separator or _SEPARATORS.get(kind), header)
+    return clean(parse_table(table), **cleaning)
 
 
-def _read_bytes(path: Path) -> bytes:
-    data = path.read_bytes()
-    if path.suffix != ".gz":
-        return data
+def _decompressed(path: Path, data: bytes) -> bytes:
     try:
         return gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
         raise InteractionError(f"{path.name} is no whole gzip file: {error}") from error
 
 
-def _binary(path: Path, data: bytes, kind: str) -> pl.DataFrame:
+def _decoded(path: Path, data: bytes) -> str:
+    try:
+        text = data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        byte = data[error.start]
+        raise InteractionError(f"{path.name}, line {line:,}: byte {byte:#04x} is not UTF-8 text") from error
+    if not text:
+        raise InteractionError(f"{path.name} is empty")
+    return text
+
+
+def _parquet(path: Path, data: bytes, columns: Columns | None) -> Table:
     import polars as pl
 
     try:
-        return pl.read_parquet(io.BytesIO(data))
-    except pl.exceptions.PolarsError as error:
-        raise InteractionError(f"{path.name} is no readable {kind} file: {error}") from error
+        names = list(pl.read_parquet_schema(io.BytesIO(data)))
+        chosen = choose_columns(names, columns, path.name)
+        frame = pl.read_parquet(io.BytesIO(data), columns=list(dict.fromkeys(chosen.values())))
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise InteractionError(f"{path.name} is no readable Parquet file: {error}") from error
+    frame = frame.select(pl.col(name).alias(role) for role, name in chosen.items())
+    return Table(frame, np.arange(len(frame), dtype=np.int64), path.name)
 
 
-def _json_lines(path: Path, data: bytes) -> pl.DataFrame:
-    import json
-
+def _json_lines(path: Path, text: str, columns: Columns | None) -> Table:
     import polars as pl
 
-    try:
-        return pl.read_ndjson(io.BytesIO(data), infer_schema_length=None)
-    except pl.exceptions.PolarsError as error:
-        for number, line in enumerate(data.splitlines(), start=1):
-            try:
-                if line.strip() and not isinstance(json.loads(line), dict):
-                    raise ValueError("it is no object")
-            except ValueError as reason:
-                raise InteractionError(f"{path.name}, line {number:,}: not a JSON object ({reason})") from error
-        raise InteractionError(f"{path.name}: {error}") from error
+    rows, places = [], []
+    decode = json.JSONDecoder().decode
+    # Not by polars, which would make the ids 1 and "1" of one column the same without a word.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line or line.isspace():
+            continue
+        try:
+            row = decode(line)
+        except (ValueError, RecursionError) as error:
+            raise InteractionError(f"{path.name}, line {number:,}: not a JSON object ({error})") from error
+        if not isinstance(row, dict):
+            raise InteractionError(f"{path.name}, line {number:,}: not a JSON object, but {line[:40].strip()}")
+        rows.append(row)
+        places.append(number)
+    names = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
+
+    def place(k: int) -> str:
+        return f"{path.name}, line {places[k]:,}"
+
+    frame = pl.DataFrame(
+        column_of(role, [row.get(name) for row in rows], place)
+        for role, name in choose_columns(names, columns, path.name).items()
+    )
+    return Table(frame, np.asarray(places, np.int64), path.name, "line")
 
 
-def _delimited(path: Path, data: bytes, separator: str | None, header: bool) -> pl.DataFrame:
+def _delimited(path: Path, text: str, columns: Columns | None, separator: str | None, header: bool) -> Table:
     """All fields as text, one row a line; a line with another number of fields is an error that names it."""
     import polars as pl
 
-    first = data.split(b"\n", 1)[0].decode("utf-8", "replace")
     if separator is None:
-        separator = max(("::", "\t", ",", ";", "|", " "), key=lambda s: (first.count(s) > 0, len(s), first.count(s)))
-    quote = '"' if separator in (",", ";") else None
-    if len(separator) > 1 or (quote is None and b"\r" not in data):
-        return _split_lines(path, data, separator, header)
-    try:
-        frame = pl.read_csv(
-            io.BytesIO(data),
-            separator=separator,
-            has_header=header,
-            infer_schema=False,
-            quote_char=quote,
-            missing_utf8_is_empty_string=True,
-        )
-    except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
-        raise _malformed(path, data, separator) or InteractionError(f"{path.name}: {error}") from error
-    n_lines = data.count(b"\n") + (not data.endswith(b"\n"))
-    n_separators = data.count(separator.encode())
-    if quote and quote.encode() in data:
-        return frame
-    if n_lines != len(frame) + header or n_separators != n_lines * (len(frame.columns) - 1):
-        error = _malformed(path, data, separator)
-        if error is not None:
-            raise error
-    return frame
+        first = text.lstrip("\r\n").split("\n", 1)[0]
+        separator = next((guess for guess in _GUESSED if guess in first), ",")
+    split = _split_quoted if separator in (",", ";") and '"' in text else _split_lines
+    names, places, take = split(path, text, separator)
+    if not header:
+        names = [f"column_{k + 1}" for k in range(len(names))]
+    if len(set(names)) < len(names):
+        raise InteractionError(f"{path.name}, line {places[0]:,}: column names repeat: {names}")
+    chosen = choose_columns(names, columns, path.name)
+    skipped = int(header)
+    frame = pl.DataFrame(take(names.index(name)).slice(skipped).alias(role) for role, name in chosen.items())
+    return Table(frame, places[skipped:], path.name, "line", spelled=True)
 
 
-def _split_lines(path: Path, data: bytes, separator: str, header: bool) -> pl.DataFrame:
+_Split = tuple[list[str], np.ndarray, "Callable[[int], pl.Series]"]  # first row, lines of the rows, one column
+
+
+def _split_lines(path: Path, text: str, separator: str) -> _Split:
     import polars as pl
 
-    try:
-        lines = pl.Series("line", data.decode("utf-8").splitlines())
-    except UnicodeDecodeError as error:
-        raise _encoding_error(path, data, error) from error
-    width = lines[0].count(separator) + 1
-    counts = lines.str.count_matches(separator, literal=True)
-    wrong = (counts != width - 1).to_numpy()
+    # Not splitlines, which splits at a dozen other characters too.
+    lines = pl.Series(text.replace("\r\n", "\n").split("\n"))
+    if "\r" in text:
+        stray = lines.str.contains("\r", literal=True)
+        if stray.any():
+            raise InteractionError(
+                f"{path.name}, line {int(stray.to_numpy().argmax()) + 1:,}: carriage return inside the line"
+            )
+    filled = lines != ""
+    places = np.flatnonzero(filled.to_numpy()) + 1
+    lines = lines.filter(filled)
+    first = lines[0].split(separator)
+    counts = lines.str.count_matches(separator, literal=True).to_numpy()
+    wrong = counts != len(first) - 1
     if wrong.any():
-        raise _field_error(path, int(wrong.argmax()) + 1, int(counts[int(wrong.argmax())]) + 1, width)
-    names = lines[0].split(separator) if header else [f"column_{k + 1}" for k in range(width)]
-    if len(set(names)) < width:
-        raise InteractionError(f"{path.name}, line 1: column names repeat: {names}")
-    fields = lines[int(header) :].str.split_exact(separator, width - 1).struct.unnest()
-    fields.columns = names
-    return fields
+        row = int(wrong.argmax())
+        raise _field_error(path, places[row], counts[row] + 1, len(first))
+    fields = lines.str.split_exact(separator, len(first) - 1)
+    return first, places, lambda k: fields.struct.field(f"field_{k}")
 
 
-def _malformed(path: Path, data: bytes, separator: str) -> InteractionError | None:
-    """The error for the first line whose number of fields is not that of the first line."""
-    import csv
+def _split_quoted(path: Path, text: str, separator: str) -> _Split:
+    import polars as pl
 
-    text = io.StringIO(data.decode("utf-8", "replace"), newline="")
-    width = None
-    rows = csv.reader(text, delimiter=separator)
+    cells, places, width = [], [], 0  # one flat list: a million small ones keep the garbage collector busy
+    reader = csv.reader(io.StringIO(text, newline="\n"), delimiter=separator, strict=True)
+    line = 1
     try:
-        for fields in rows:
-            width = width or len(fields)
-            if len(fields) != width:
-                return _field_error(path, rows.line_num, len(fields), width)
+        for fields in reader:
+            if fields:
+                width = width or len(fields)
+                if len(fields) != width:
+                    raise _field_error(path, line, len(fields), width)
+                cells += fields
+                places.append(line)
+            line = reader.line_num + 1
     except csv.Error as error:
-        return InteractionError(f"{path.name}, line {rows.line_num:,}: {error}")
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return _encoding_error(path, data, error)
-    return None
+        raise InteractionError(f"{path.name}, line {line:,}: {error}") from error
+    return cells[:width], np.asarray(places, np.int64), lambda k: pl.Series(cells[k::width])
 
 
 def _field_error(path: Path, line: int, found: int, width: int) -> InteractionError:
     return InteractionError(f"{path.name}, line {line:,}: {found} fields where the first line has {width}")
-
-
-def _encoding_error(path: Path, data: bytes, error: UnicodeDecodeError) -> InteractionError:
-    line = data[: error.start].count(b"\n") + 1
-    return InteractionError(f"{path.name}, line {line:,}: byte {data[error.start]:#04x} is not UTF-8 text")

@@ -40,14 +40,15 @@ class ValueScale:
 
     def invert(self, values: np.ndarray, users: np.ndarray | None = None) -> np.ndarray:
         """Values in the original unit; `users` names the user of each, where the transform is user-centred."""
-        if users is None and len(self.offset) > 1:
+        if users is None and self.kind == "user-centred":
             raise ValueError("users=None: a user-centred transform needs the user of each value")
         return values * self.scale + self._offsets(users)
 
     def _offsets(self, users: np.ndarray | None) -> np.ndarray:
-        if len(self.offset) == 1 and self.kind != "user-centred":
+        if self.kind != "user-centred":
             return self.offset
-        if users is None or int(users.max(initial=-1)) >= len(self.offset):
+        users = np.asarray(users)
+        if ((users < 0) | (users >= len(self.offset))).any():
             raise InteractionError(f"users beyond the {len(self.offset)} that the transform was fitted on")
         return self.offset[users]
 
@@ -73,7 +74,8 @@ def fit_scale(x: Interactions, kind: str) -> ValueScale:
         counts = np.diff(x.indptr)
         sums = np.bincount(x.users, values, minlength=x.n_users)
         return ValueScale(kind, np.where(counts > 0, sums / np.maximum(counts, 1), values.mean()), 1.0)
-    offset, scale = (values.mean(), values.std()) if kind == "z-score" else (values.min(), np.ptp(values))
-    if scale == 0:
+    spread = np.ptp(values)
+    if spread == 0:  # the standard deviation of equal values may come out a little above zero
         raise InteractionError(f"{kind} scaling: all {x.nnz} values are {values[0]:g}, so they have no spread")
+    offset, scale = (values.mean(), values.std()) if kind == "z-score" else (values.min(), spread)
     return ValueScale(kind, np.array([offset]), float(scale))

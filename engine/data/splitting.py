@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...kernels import csr
 from ..errors import InteractionError
 from .interactions import Interactions
 
@@ -48,7 +49,7 @@ def split_leave_last(x: Interactions, n: int = 1) -> tuple[Interactions, Interac
     if n < 1:
         raise ValueError(f"{n=} must be at least 1")
     times = _timestamps(x, 'split_leave_last (or split("leave-last"))')
-    order = np.lexsort((x.items, times, x.users))
+    order = csr.stable_order(x.users, x.indptr, np.argsort(times, kind="stable"))  # by user, time, item
     counts = np.diff(x.indptr)
     from_end = np.repeat(x.indptr[1:], counts) - np.arange(x.nnz)  # 1 for the last of each user
     test = np.zeros(x.nnz, bool)
@@ -60,7 +61,7 @@ def split_at_time(x: Interactions, fraction: float = 0.2) -> tuple[Interactions,
     """All interactions after one moment go to the test part: the split that is closest to real use.
 
     Leaks: nothing. Interactions at the very moment of the cut stay in training, so that equal times never fall
-    on both sides; the test share is therefore at most `fraction`. Users and items seen only after the cut stay in
+    on both sides: at most `max(1, round(fraction * nnz))` are tested. Users and items seen only after the cut stay in
     the test part, where metrics count them apart.
 
     Args:

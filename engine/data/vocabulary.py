@@ -40,12 +40,12 @@ class Vocabulary:
             raise InteractionError(
                 f"vocabulary: id {values[counts > 1][0]!r} occurs more than once; ids must be unique"
             )
-        titles = None if self.titles is None else np.asarray(self.titles, np.str_)
+        titles = None if self.titles is None else np.array(self.titles, np.str_)
         if titles is not None and titles.shape != ids.shape:
             raise InteractionError(f"vocabulary: {titles.shape=} must be that of the ids, {ids.shape}")
         for name, array in (("ids", ids), ("titles", titles)):
             if array is not None:
-                array = array.view()
+                array = array.copy() if array is self.ids else array
                 array.flags.writeable = False
             object.__setattr__(self, name, array)
 
@@ -91,6 +91,8 @@ class Vocabulary:
         Raises:
             InteractionError: An unknown id or one of the wrong type; the message counts them and names the first.
         """
+        if unknown not in ("error", "mark"):
+            raise ValueError(f'{unknown=} must be "error" or "mark"')
         outside = _id_array(outside)
         if len(outside) == 0:
             return np.empty(0, np.int32)
@@ -112,8 +114,6 @@ class Vocabulary:
                 f"{int((~known).sum())} of {len(outside)} ids are unknown; the first is {outside[first].item()!r} "
                 f'at position {first}. unknown="mark" gives -1 for them'
             )
-        if unknown not in ("error", "mark"):
-            raise ValueError(f'{unknown=} must be "error" or "mark"')
         return np.where(known, found, -1).astype(np.int32)
 
     def resolve(self, names: Sequence[Any]) -> np.ndarray:
@@ -154,27 +154,38 @@ class Vocabulary:
         return (self.ids if self.titles is None else self.titles)[self._checked(indices)]
 
     def _checked(self, indices: Iterable[int]) -> np.ndarray:
-        indices = np.asarray(indices, np.int64)
+        indices = np.asarray(indices)
+        if indices.dtype.kind not in "iu" and indices.size:
+            raise InteractionError(f"indices must be whole numbers; got {indices.dtype}")
+        indices = indices.astype(np.int64)
         outside = (indices < 0) | (indices >= len(self.ids))
         if outside.any():
             raise InteractionError(f"index {int(indices[outside][0])} is outside [0, {len(self.ids)})")
         return indices
 
 
+def text_ids(texts: Sequence[str]) -> np.ndarray:
+    """A string array; a text that it could not give back is refused."""
+    if any(text.endswith("\0") for text in texts):  # NumPy takes it for padding
+        raise InteractionError("ids must not end with a NUL character")
+    return np.asarray(texts, np.str_)
+
+
 def _id_array(ids: Iterable[Any]) -> np.ndarray:
     """One-dimensional int64 or string array of ids; anything else is refused."""
-    array = ids if isinstance(ids, np.ndarray) else np.asarray(list(ids))
+    listed = ids if isinstance(ids, np.ndarray) and ids.dtype.kind not in "OT" else list(ids)
+    if isinstance(listed, list) and any(isinstance(i, str) for i in listed):
+        if not all(isinstance(i, str) for i in listed):
+            raise InteractionError("ids mix text with other types; pass all as text or all as whole numbers")
+        return text_ids(listed)
+    array = np.asarray(listed)
     if array.ndim != 1:
         raise InteractionError(f"ids must be one-dimensional; got shape {array.shape}")
     if array.dtype.kind in "iu":
         if array.dtype == np.uint64 and len(array) and array.max() > np.iinfo(np.int64).max:
             raise InteractionError(f"id {array.max()} does not fit int64; pass such ids as text")
         return array.astype(np.int64)
-    if array.dtype.kind in "OT" and all(isinstance(i, str) for i in array.tolist()):
-        return array.astype(np.str_)
     if array.dtype.kind == "U":
-        if not isinstance(ids, np.ndarray) and any(not isinstance(i, str) for i in ids):
-            raise InteractionError("ids mix text with other types; pass all as text or all as whole numbers")
         return array
     if array.size == 0:
         return array.astype(np.int64)

@@ -1,8 +1,8 @@
 """Ranking and rating metrics by their textbook definitions, one value a user, in float64.
 
 Ranking metrics take `ids [n, K]`, ranked item ids padded with -1, and `relevant`, the items that each row should
-have found: `Interactions` with n rows, or n sequences of ids. Relevance is binary. A row with nothing relevant has
-no value: NaN, left out of means.
+have found: `Interactions` with n rows, or n sequences of ids, which may be padded with -1. Relevance is binary; where
+K is less than k, the places after K are misses. A row with nothing relevant has no value: NaN, left out of means.
 """
 
 from __future__ import annotations
@@ -124,6 +124,13 @@ def _per_relevant(amount: np.ndarray, per: np.ndarray) -> np.ndarray:
     return np.divide(amount, per, out=np.full(len(amount), np.nan), where=per > 0)
 
 
+def _whole_numbers(row: Any) -> np.ndarray:
+    array = np.asarray(row)
+    if array.size and array.dtype.kind not in "iu":
+        raise InteractionError(f"relevant items must be whole numbers; got {array.dtype} such as {array.ravel()[0]!r}")
+    return array.astype(np.int64)
+
+
 def _hits(ids: Any, relevant: Relevant, k: int) -> tuple[np.ndarray, np.ndarray]:
     """`(hits [n, k] bool, n_relevant [n])`."""
     ids = np.asarray(ids)
@@ -134,17 +141,20 @@ def _hits(ids: Any, relevant: Relevant, k: int) -> tuple[np.ndarray, np.ndarray]
     if isinstance(relevant, Interactions):
         counts, items = np.diff(relevant.indptr), relevant.items.astype(np.int64)
     else:
-        rows = [np.unique(np.asarray(row, np.int64)) for row in relevant]
+        rows = [np.unique(_whole_numbers(row)) for row in relevant]
         rows = [row[row >= 0] for row in rows]
         counts = np.array([len(row) for row in rows], np.int64)
         items = np.concatenate(rows) if rows else np.empty(0, np.int64)
     if len(counts) != len(ids):
         raise InteractionError(f"relevant has {len(counts)} rows for {len(ids)} rows of ids")
     top = ids[:, :k].astype(np.int64)
-    repeated = np.sort(np.where(top < 0, -np.arange(1, top.shape[1] + 1), top), axis=1)
-    if (repeated[:, 1:] == repeated[:, :-1]).any():
-        row = int(np.argmax((repeated[:, 1:] == repeated[:, :-1]).any(axis=1)))
-        raise InteractionError(f"ids, row {row}: an item is ranked twice, which would count a hit twice")
+    ascending = np.sort(top, axis=1)
+    repeated = (ascending[:, 1:] == ascending[:, :-1]) & (ascending[:, 1:] >= 0)
+    if repeated.any():
+        row, place = (int(i) for i in np.argwhere(repeated)[0])
+        raise InteractionError(
+            f"ids, row {row}: item {ascending[row, place]} is ranked twice, which would count a hit twice"
+        )
     stride = max(int(items.max(initial=0)), int(top.max(initial=0))) + 1
     keys = np.repeat(np.arange(len(ids)), counts) * stride + items
     asked = np.arange(len(ids))[:, None] * stride + top

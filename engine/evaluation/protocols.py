@@ -10,6 +10,7 @@ import numpy as np
 
 from ..data.interactions import Interactions
 from ..errors import InteractionError
+from ..retrieval.filters import as_seen
 from ..retrieval.search import predict, recommend
 from . import metrics
 
@@ -24,13 +25,15 @@ class Evaluation:
         values: The value of each tested user, by metric name, such as "ndcg_at_10".
         users: `[n]` indices of those users.
         protocol: How it was measured, in words.
-        untested: Users of the test part that are not in `values`, and why.
+        untested: How many users and items of the test part are counted apart, by what is so about them.
+        notes: What was left out of the test part before.
     """
 
     values: dict[str, np.ndarray]
     users: np.ndarray
     protocol: str
     untested: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def means(self) -> dict[str, float]:
@@ -56,6 +59,7 @@ class Evaluation:
 
     def __repr__(self) -> str:
         lines = [f"{self.protocol}, {len(self.users):,} users"]
+        lines += [f"  {note}" for note in self.notes]
         lines += [f"  {n:,} {why}" for why, n in self.untested.items() if n]
         for (name, mean), (low, high) in zip(self.means.items(), self.intervals().values(), strict=True):
             lines.append(f"  {name:<16} {mean:.4f}  [{low:.4f}, {high:.4f}]")
@@ -91,9 +95,9 @@ def evaluate(
     """
     _check_names(names)
     users, untested = _tested_users(test, train)
+    _check_model(model, test)
     ids = _ranked(model, users, k, seen=train)
-    relevant = _rows(test, users)
-    values = {f"{name}_at_{k}": metrics.RANKING[name](ids, relevant, k) for name in names}
+    values = _measured(names, ids, test, users, k, f"_at_{k}")
     return Evaluation(values, users, f"full catalogue of {test.n_items:,} items", untested)
 
 
@@ -126,42 +130,36 @@ def evaluate_sampled(
 
     Raises:
         InteractionError: Nobody is left to test, or a user has met too many items for so many negatives.
-        ValueError: An unknown metric or k below 1.
+        ValueError: An unknown metric, or k or `n_negatives` below 1.
     """
     _check_names(names)
+    if n_negatives < 1:
+        raise ValueError(f"{n_negatives=} must be at least 1")
     users, untested = _tested_users(test, train)
+    _check_model(model, test)
     rng = np.random.default_rng(seed)
     counts = np.diff(test.indptr)[users]
     candidates = np.full((len(users), int(counts.max()) + n_negatives), -1, np.int32)
     for row, user in enumerate(users):
-        known = np.concatenate([test.items_of(user), train.items_of(user)])
+        known = np.union1d(test.items_of(user), train.items_of(user))
         if test.n_items - len(known) < n_negatives:
             raise InteractionError(
                 f"user {user} has {test.n_items - len(known)} items never met; {n_negatives=} are asked"
             )
         candidates[row, : counts[row]] = test.items_of(user)
         candidates[row, counts[row] : counts[row] + n_negatives] = _negatives(rng, known, test.n_items, n_negatives)
-    ids = np.concatenate(
-        [
-            np.asarray(recommend(model, users[i : i + _BATCH], k, allow=candidates[i : i + _BATCH])[0])
-            for i in range(0, len(users), _BATCH)
-        ]
-    )
-    relevant = _rows(test, users)
-    suffix = f"_at_{k}_of_{n_negatives}_sampled"
-    values = {name + suffix: metrics.RANKING[name](ids, relevant, k) for name in names}
+    ids = _ranked(model, users, k, allow=candidates)
+    values = _measured(names, ids, test, users, k, f"_at_{k}_of_{n_negatives}_sampled")
     return Evaluation(values, users, f"{n_negatives} sampled negatives a user", untested)
 
 
-def evaluate_ratings(
-    model: Any, test: Interactions, *, low: float | None = None, high: float | None = None
-) -> dict[str, float]:
+def evaluate_ratings(model: Any, test: Interactions, *, low: float = -np.inf, high: float = np.inf) -> dict[str, float]:
     """`{"rmse": …, "mae": …}` of predicted values over all test interactions.
 
     Args:
         model: What `predict` takes.
         test: Interactions with values.
-        low: The least value there can be: predictions below count as it. None leaves them.
+        low: The least value there can be: predictions below count as it.
         high: The greatest, likewise.
 
     Raises:
@@ -182,7 +180,8 @@ def _check_names(names: Sequence[str]) -> None:
 def _tested_users(test: Interactions, train: Interactions | None) -> tuple[np.ndarray, dict[str, int]]:
     if train is not None and train.shape != test.shape:
         raise InteractionError(
-            f"{train.shape=} and {test.shape=} must be equal: read the test part with the vocabularies of the training part"
+            f"{train.shape=} and {test.shape=} must be equal: "
+            "read the test part with the vocabularies of the training part"
         )
     tested = np.diff(test.indptr) > 0
     untested = {}
@@ -196,26 +195,38 @@ def _tested_users(test: Interactions, train: Interactions | None) -> tuple[np.nd
         }
         tested &= ~unknown
     if not tested.any():
-        raise InteractionError("nobody to test: no user has both training and test interactions")
+        both = "test interactions" if train is None else "both training and test interactions"
+        raise InteractionError(f"nobody to test: no user has {both}")
     return np.flatnonzero(tested).astype(np.int32), untested
 
 
-def _ranked(model: Any, users: np.ndarray, k: int, seen: Interactions | None) -> np.ndarray:
-    """Ranked ids of all users, in batches of one shape so that only one program is compiled."""
-    from ..retrieval.filters import as_seen
+def _check_model(model: Any, test: Interactions) -> None:
+    """A model of another catalogue would give numbers, and they would mean nothing."""
+    n_items = model.item_table().shape[0]
+    if n_items != test.n_items:
+        raise InteractionError(f"the model has {n_items} items and the test part {test.n_items}: they must be the same")
 
+
+def _ranked(
+    model: Any, users: np.ndarray, k: int, seen: Interactions | None = None, allow: np.ndarray | None = None
+) -> np.ndarray:
+    """Ranked ids of all users, in batches of one shape so that only one program is compiled."""
     sparse = None if seen is None else as_seen(seen)
     batch = min(_BATCH, len(users))
     parts = []
     for first in range(0, len(users), batch):
-        part = users[first : first + batch]
-        padded = np.concatenate([part, np.full(batch - len(part), part[0], np.int32)])
-        parts.append(np.asarray(recommend(model, padded, k, seen=sparse)[0])[: len(part)])
+        rows = np.arange(first, first + batch).clip(max=len(users) - 1)
+        ids, _ = recommend(model, users[rows], k, seen=sparse, allow=None if allow is None else allow[rows])
+        parts.append(np.asarray(ids)[: len(users) - first])
     return np.concatenate(parts)
 
 
-def _rows(test: Interactions, users: np.ndarray) -> list[np.ndarray]:
-    return [test.items_of(user) for user in users]
+def _measured(
+    names: Sequence[str], ids: np.ndarray, test: Interactions, users: np.ndarray, k: int, suffix: str
+) -> dict[str, np.ndarray]:
+    ends = np.cumsum(np.diff(test.indptr)[users])
+    relevant = Interactions(np.append(0, ends), test.items[np.isin(test.users, users)], test.n_items)
+    return {name + suffix: metrics.RANKING[name](ids, relevant, k) for name in names}
 
 
 def _negatives(rng: np.random.Generator, known: np.ndarray, n_items: int, n: int) -> np.ndarray:

@@ -1,0 +1,260 @@
+"""The command line: files in, tables, models and JSON out, and one line where something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import polars as pl
+import pytest
+
+from affinax import __version__
+from affinax.__main__ import main
+
+FAST = ["--set", "implicit-als.rank=16", "--set", "implicit-als.steps=3"]
+METRICS = {f"{name}_at_10" for name in ("hit_rate", "recall", "precision", "ndcg", "map", "mrr")} | {"seconds"}
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """`run(arguments) -> (status, out, err)` of one command, in this process."""
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["affinax", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code or 0, *capsys.readouterr()
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The same interactions with a header, without one, and as two parts."""
+    folder = tmp_path_factory.mktemp("files")
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"u{user}", 100 + item, 1 + (user * item) % 5, 880_000_000 + int(rng.integers(10_000_000)))
+        for user in range(30)
+        for item in range(25)
+        if (user + item) % 3 and rng.random() < 0.6
+    ]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "rating", "timestamp"], orient="row")
+    frame.write_csv(folder / "ratings.csv")
+    frame.write_csv(folder / "bare.tsv", separator="\t", include_header=False)
+    frame[:250].write_csv(folder / "train.csv")
+    frame[250:].vstack(pl.DataFrame([("nobody", 100, 1, 0)], schema=frame.schema, orient="row")).write_csv(
+        folder / "test.csv"
+    )
+    return folder
+
+
+def _error(result) -> str:
+    """The message, if it is one line, with status 2 and no traceback."""
+    status, _, err = result
+    assert status == 2, result
+    assert err.count("\n") == 1, err
+    assert "Traceback" not in err
+    return err
+
+
+def test_fit_then_recommend(run, files, tmp_path):
+    model, out = tmp_path / "a model", tmp_path / "out" / "top.json"
+    status, text, _ = run("fit", files / "ratings.csv", "--out", model, "--set", "rank=16", "--set", "steps=3")
+    assert status == 0
+    assert "ratings.csv: 288 rows, 30 users, 25 items, 1997-11-" in text
+    assert "nothing left out or merged" in text
+    assert f"next: python -m affinax recommend '{model}' --user u0" in text.replace("\n", "")
+
+    status, text, _ = run("recommend", model, "--user", "u3", "--user", "u4", "--k", 3, "--json", out)
+    assert status == 0
+    assert "u3" in text
+    answers = json.loads(out.read_text())
+    assert [answer["user"] for answer in answers] == ["u3"] * 3 + ["u4"] * 3
+    assert [answer["rank"] for answer in answers] == [1, 2, 3] * 2
+    # Item ids are whole numbers in the file, and so are they here.
+    status, text, _ = run("recommend", model, "--liked", "101", "--liked", "104", "-k", 2)
+    assert status == 0
+    assert "score" in text
+
+    assert "'u99' is neither an id" in _error(run("recommend", model, "--user", "u99"))
+    assert "99 is neither an id nor a title" in _error(run("recommend", model, "--liked", "99"))
+    assert "'x' is neither an id nor a title" in _error(run("recommend", model, "--liked", "x"))
+    assert "give --user ID" in _error(run("recommend", model))
+    assert "either --user or --liked" in _error(run("recommend", model, "--user", "u1", "--liked", "101"))
+
+
+def test_evaluate(run, files, tmp_path):
+    out, plot = tmp_path / "out" / "evaluation.json", tmp_path / "plots" / "evaluation.png"
+    arguments = ["--algorithm", "popularity", "--algorithm", "implicit-als", *FAST, "--json", out, "--plot", plot]
+    status, text, _ = run("evaluate", files / "ratings.csv", *arguments)
+    assert status == 0
+    assert "split at 1998-" in text
+    assert "230 interactions before, 58 after" in text
+    for word in ("popularity", "implicit-als", "NDCG@10", "Recall@10", "Hit rate@10", "seconds", "full catalogue"):
+        assert word in text
+    found = json.loads(out.read_text())
+    assert set(found) == {"popularity", "implicit-als"}
+    for values in found.values():
+        assert set(values) == METRICS
+        assert all(0 <= value <= 1 for name, value in values.items() if name != "seconds")
+        assert values["seconds"] > 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("how", "said"), [("random", "at random, seed 5: 230 to train on"), ("leave-last", "last 1 of")]
+)
+def test_splits(run, files, tmp_path, how, said):
+    def numbers(seed):
+        out = tmp_path / "out.json"
+        arguments = ["--algorithm", "popularity", "--split", how, "--seed", seed, "--k", 3, "--json", out]
+        status, text, _ = run("evaluate", files / "ratings.csv", *arguments)
+        assert status == 0
+        found = json.loads(out.read_text())["popularity"]
+        assert "hit_rate_at_3" in found
+        return text, {name: value for name, value in found.items() if name != "seconds"}
+
+    text, found = numbers(5)
+    assert said in text
+    assert numbers(5) == (text, found)
+
+
+def test_a_test_file_of_its_own(run, files):
+    arguments = ["--test", files / "test.csv", "--algorithm", "popularity"]
+    status, text, _ = run("evaluate", files / "train.csv", *arguments)
+    assert status == 0
+    assert "rows with unknown ids left out" in text.partition("test.csv")[2]
+
+
+def test_columns_of_a_file_without_a_header(run, files, tmp_path):
+    with_header, bare = tmp_path / "a.json", tmp_path / "b.json"
+    same = ["--algorithm", "popularity", "--json"]
+    assert run("evaluate", files / "ratings.csv", *same, with_header)[0] == 0
+    assert run("evaluate", files / "bare.tsv", "--columns", "user, item, value, time", *same, bare)[0] == 0
+    found, expected = (json.loads(path.read_text())["popularity"] for path in (bare, with_header))
+    assert {**found, "seconds": 0} == {**expected, "seconds": 0}
+    assert "column" in _error(run("evaluate", files / "bare.tsv", "--columns", "user,price", *same, bare))
+
+
+def test_settings(run, files):
+    few = ["--algorithm", "popularity", "--algorithm", "implicit-als"]
+    evaluate = ["evaluate", files / "ratings.csv", *few, "--set"]
+    # A setting without a name is for those that have it.
+    assert run(*evaluate, "rank=16", "--set", "steps=2", "--set", "solver=cg")[0] == 0
+    assert "must be name=value" in _error(run(*evaluate, "rank"))
+    assert "is for 'ease'; the algorithms here are ['popularity', 'implicit-als']" in _error(
+        run(*evaluate, "ease.l2=1")
+    )
+    assert "no algorithm here has the parameter 'ranks'" in _error(run(*evaluate, "ranks=1"))
+    assert "popularity has no parameter 'rank'; it has none" in _error(run(*evaluate, "popularity.rank=1"))
+    assert "implicit-als: rank='many' must be a whole number" in _error(run(*evaluate, "rank=many"))
+    assert "rank=0 must be finite and at least 1" in _error(run(*evaluate, "rank=0"))
+    assert "l2=-1 must be finite and at least 0" in _error(run(*evaluate, "l2=-1"))
+
+
+def test_errors_are_one_line(run, files, tmp_path):
+    popularity = ["--algorithm", "popularity"]
+    assert "No such file" in _error(run("fit", tmp_path / "nowhere.csv", "--out", tmp_path / "m"))
+    assert "directory" in _error(run("fit", tmp_path, "--out", tmp_path / "m"))
+    (tmp_path / "empty.csv").write_text("")
+    assert "empty.csv is empty" in _error(run("evaluate", tmp_path / "empty.csv", *popularity))
+    (tmp_path / "bad.csv").write_text("user,item,rating\na,1,5\nb,2,N/A\n")
+    message = _error(run("evaluate", tmp_path / "bad.csv", *popularity, "--split", "random"))
+    assert message.startswith("InteractionError: bad.csv, line 3")
+    assert "N/A" in message
+    assert run("evaluate", tmp_path / "bad.csv", *popularity, "--missing", "drop", "--split", "time")[0] == 2
+    (tmp_path / "ragged.csv").write_text("user,item\na,1\nb\n")
+    assert "ragged.csv, line 3" in _error(run("evaluate", tmp_path / "ragged.csv", *popularity))
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1" + b"\0" * 40)
+    assert "broken.parquet" in _error(run("evaluate", tmp_path / "broken.parquet", *popularity))
+    (tmp_path / "plain.csv").write_text("user,item\na,1\nb,2\na,2\n")
+    assert "needs timestamps" in _error(run("evaluate", tmp_path / "plain.csv", *popularity))
+    assert "how='half' must be one of" in _error(run("evaluate", files / "ratings.csv", *popularity, "--split", "half"))
+    assert "algorithm 'als' must be one of" in _error(run("evaluate", files / "ratings.csv", "--algorithm", "als"))
+    assert "duplicates='first' must be one of" in _error(
+        run("evaluate", files / "ratings.csv", *popularity, "--duplicates", "first")
+    )
+    assert "ModelFileError" in _error(run("recommend", tmp_path, "--user", "1"))
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").write_text("mine")
+    fit = ["fit", files / "ratings.csv", *popularity, "--out"]
+    assert "holds other files, such as notes.txt" in _error(run(*fit, tmp_path / "taken"))
+    assert "explicit-als learns from values" in _error(
+        run("fit", tmp_path / "plain.csv", "--algorithm", "explicit-als", "--out", tmp_path / "m")
+    )
+
+
+def test_repeated_pairs_and_missing_values(run, tmp_path):
+    (tmp_path / "messy.csv").write_text("user,item,time\na,1,1\na,1,2\nb,2,3\nb,,4\na,2,5\n")
+    fit = ["fit", tmp_path / "messy.csv", "--algorithm", "popularity", "--out", tmp_path / "model"]
+    assert "is missing" in _error(run(*fit))
+    assert "occurs again" in _error(run(*fit, "--missing", "drop"))
+    status, text, _ = run(*fit, "--missing", "drop", "--duplicates", "last")
+    assert status == 0
+    assert "left out" in text
+    assert "1 repeated pair merged by last" in text
+
+
+def test_usage_errors(run, files):
+    for arguments in (["evaluate", files / "ratings.csv"], ["fit"], ["nonsense"], ["recommend", "x", "--k", "0"]):
+        status, _, err = run(*arguments)
+        assert status == 2
+        assert "Traceback" not in err
+    status, text, _ = run("--version")
+    assert (status, text.strip()) == (0, __version__)
+    status, text, _ = run("--help")
+    assert status == 0
+    for command in ("demo", "fit", "recommend", "evaluate", "doctor"):
+        assert command in text
+
+
+def test_algorithm_names_are_never_cut(run, files, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    _, text, _ = run("evaluate", files / "ratings.csv", "--algorithm", "popularity", "--algorithm", "popularity")
+    assert text.count("popularity") == 1  # an algorithm asked for twice is tried once
+    assert "…" not in text
+
+
+def test_as_a_process_of_its_own(files):
+    command = [sys.executable, "-m", "affinax", "recommend", str(files / "nowhere"), "--user", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("ModelFileError: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_training_shows_its_progress_on_a_terminal(files, tmp_path):
+    import pty
+
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "affinax", "evaluate", str(files / "ratings.csv"), "--algorithm", "implicit-als"]
+    done = subprocess.run([*command, *FAST], stdout=subprocess.DEVNULL, stderr=follower, check=False)
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            part = os.read(leader, 65536)
+        except OSError:  # all is read, and nobody writes any more
+            break
+        if not part:
+            break
+        shown += part
+    os.close(leader)
+    assert done.returncode == 0, shown
+    assert b"implicit ALS" in shown
+    assert b"3/3" in shown
+    assert b"interactions/s" in shown
+
+
+def test_doctor_is_well():
+    """In a process of its own: the thread layer is whichever parallel code of a process ran first took."""
+    command = [sys.executable, "-m", "affinax", "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all is well" in done.stdout
