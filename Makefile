@@ -30,6 +30,8 @@ test-newer:
 lint: $(VENV)/.dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	rm -rf build/types && mkdir -p build/types && cp -r api build/types/affinax
+	cp -r engine kernels models build/types/affinax/
 	$(PY) -m basedpyright
 
 bench: $(VENV)/.bench

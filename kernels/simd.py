@@ -1,9 +1,9 @@
 """Vector code for the inner loops of the Numba kernels, emitted as LLVM IR.
 
-LLVM's loop vectorizer leaves half or more of the speed of these three loops behind: it neither keeps the
-accumulators in registers nor reads packed bfloat16 pairs as they lie. A place in memory is given as an array
-and an offset in elements, never as a bare address, which would not keep the array alive; nothing here checks bounds. Vectors have 8 float32 lanes, which LLVM maps to what the
-machine has.
+LLVM's loop vectorizer leaves half or more of the speed of these loops behind: it neither keeps the accumulators in
+registers nor reads packed bfloat16 pairs as they lie. A place in memory is given as an array and an offset in
+elements, never as a bare address, which would not keep the array alive; nothing here checks bounds. Vectors have 8
+float32 lanes, which LLVM maps to what the machine has.
 
 A bfloat16 row is read as 32-bit words that hold two neighbours each: the low half becomes a float32 by a
 shift, the high half by a mask. So the 16 columns of a group arrive as 8 even ones, then 8 odd ones, and

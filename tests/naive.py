@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 
-
 # Metrics, row by row, straight from their definitions.
 
 

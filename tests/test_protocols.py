@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -38,7 +39,7 @@ def parts():
 @pytest.fixture(scope="module")
 def model():
     rng = np.random.default_rng(1)
-    users, items = (rng.normal(size=(n, 16)).astype(np.float32) for n in (N_USERS, N_ITEMS))
+    users, items = (jnp.asarray(rng.normal(size=(n, 16)), jnp.float32) for n in (N_USERS, N_ITEMS))
     return Factors(users, items)
 
 

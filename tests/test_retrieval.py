@@ -130,7 +130,7 @@ def test_biases_count(biases):
     if biases:
         dense = dense + np.asarray(model.user_bias)[:, None] + np.asarray(model.item_bias) + float(model.mean)
     np.testing.assert_allclose(scores, dense, rtol=1e-4, atol=1e-4)
-    ids, best = recommend(model, np.arange(30), 3)
+    _, best = recommend(model, np.arange(30), 3)
     np.testing.assert_allclose(best, -np.sort(-scores, axis=1)[:, :3], rtol=1e-4, atol=1e-4)
     # The same people as newcomers: their biases come along.
     newcomers = with_history(model, x)
@@ -169,7 +169,7 @@ def test_fold_in_is_differentiable_in_history_and_items(seen):
     assert np.abs(np.asarray(by_values)).max() > 0
     rng = np.random.default_rng(3)
     direction = rng.normal(size=model.items.shape).astype(np.float32)
-    step = 1e-2
+    step = 1e-3
     ahead, behind = (loss(history.values, model.items + sign * step * direction) for sign in (1, -1))
     slope = float(jnp.sum(by_items * direction))
     assert slope == pytest.approx(float(ahead - behind) / (2 * step), rel=2e-2)

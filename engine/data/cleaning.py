@@ -188,6 +188,8 @@ def _merged(
     columns = table.frame.columns
     values = table.frame["value"].to_numpy(writable=True) if "value" in columns else None
     times = table.frame["time"].to_numpy(writable=True) if "time" in columns else None
+    if values is None and duplicates == "sum":
+        values = np.ones(len(users))  # every interaction counts 1, whether or not another is like it
     order, _ = csr.sort_pairs(users, items, len(user_ids), len(item_ids))
     first = csr.first_in_group(users, items, order)
     if not first.all():
@@ -207,7 +209,7 @@ def _merged(
         )
         notes.append(_count(~first, "repeated pair") + f" merged by {duplicates}")
         users, items = users[position], items[position]
-        values = merged if values is not None or duplicates == "sum" else None
+        values = None if values is None else merged
         times = None if times is None else times[position]
     return Interactions.from_coo(users, items, values, times, user_ids=user_ids, item_ids=item_ids)
 

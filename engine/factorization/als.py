@@ -288,7 +288,7 @@ def _scalar(number: Any) -> Float[Array, ""]:
     return jnp.asarray(number, jnp.float32)
 
 
-def _require_at_least(bound: float, **parameters: Any) -> None:
+def _require_at_least(bound: int, **parameters: Any) -> None:
     """Checks parameters where they are concrete; a traced one is the caller's business."""
     for name, value in parameters.items():
         if isinstance(value, Tracer):

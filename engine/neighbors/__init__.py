@@ -1,5 +1,5 @@
 """Recommenders that compare items or count them."""
 
-from .popularity import Popularity, popularity
+from .counts import Popularity, popularity
 
 __all__ = ["Popularity", "popularity"]
