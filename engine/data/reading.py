@@ -104,7 +104,7 @@ def _parquet(path: Path, data: bytes, columns: Columns | None) -> Table:
         names = list(pl.read_parquet_schema(io.BytesIO(data)))
         chosen = choose_columns(names, columns, path.name)
         frame = pl.read_parquet(io.BytesIO(data), columns=list(dict.fromkeys(chosen.values())))
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise InteractionError(f"{path.name} is no readable Parquet file: {error}") from error
     frame = frame.select(pl.col(name).alias(role) for role, name in chosen.items())
     return Table(frame, np.arange(len(frame), dtype=np.int64), path.name)
