@@ -35,7 +35,7 @@ lint: $(VENV)/.dev
 	$(PY) -m basedpyright
 
 bench: $(VENV)/.bench
-	$(RUN) $(PY) -m bench
+	$(RUN) $(PY) -m pytest bench -s -p no:xdist
 
 $(VENV)/.plot $(VENV)/.dev $(VENV)/.bench: $(VENV)/.%: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)

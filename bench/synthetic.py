@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from affinax.engine.data import Interactions
+
 
 def heavy_tailed(n_users: int, n_items: int, nnz: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Distinct pairs whose user activity is log-normal and whose item popularity follows a power law.
@@ -27,3 +29,27 @@ def heavy_tailed(n_users: int, n_items: int, nnz: int, seed: int = 0) -> tuple[n
         keys = np.sort(rng.permutation(keys)[:nnz])
     values = rng.integers(1, 6, len(keys)).astype(np.float32)
     return keys // n_items, keys % n_items, values
+
+
+def fractal(nnz: int, n_users: int, n_items: int, seed: int = 0) -> Interactions:
+    """Fractal (Kronecker) expansion of ML-1M to about `nnz` distinct pairs, folded into a fixed shape.
+
+    A pair of the expansion is a pair of ML-1M beside a pair of a second, smaller copy of its row and column
+    distribution, so that both tails grow as in the source (Belletti et al. 2019, arXiv 1901.08910, section 3).
+    Folding to the given shape keeps the tables, and so what fits a cache, the same at every size.
+    """
+    from affinax.datasets import movielens
+
+    source, rng = movielens("1m"), np.random.default_rng(seed)
+    keys = np.empty(0, np.int64)
+    while len(keys) < 0.99 * nnz:
+        missing = int(1.3 * (nnz - len(keys))) + 1000
+        outer, inner = rng.integers(0, source.nnz, (2, missing))
+        copies_u, copies_i = -(-n_users // source.n_users), -(-n_items // source.n_items)
+        users = source.users[outer].astype(np.int64) * copies_u + source.users[inner] % copies_u
+        items = source.items[outer].astype(np.int64) * copies_i + source.items[inner] % copies_i
+        fresh = (users % n_users) * n_items + items % n_items
+        keys = np.unique(np.concatenate([keys, fresh]))
+    if len(keys) > nnz:
+        keys = np.sort(rng.permutation(keys)[:nnz])
+    return Interactions.from_coo(keys // n_items, keys % n_items, n_users=n_users, n_items=n_items)

@@ -1,0 +1,117 @@
+"""Published numbers, reproduced: first seed, settings decided before the run, no tuning on a test part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from affinax.datasets import movielens
+from affinax.engine.data import Interactions, split_leave_last, split_random
+from affinax.engine.evaluation import evaluate, evaluate_ratings, evaluate_sampled
+from affinax.engine.factorization import explicit_als, fit, implicit_als
+from affinax.engine.neighbors import popularity
+
+from .record import record
+
+GOWALLA = Path(__file__).parents[2] / "shared" / "data" / "gowalla"
+KEY = jax.random.key(0)
+
+
+def test_ml1m_in_the_ncf_protocol():
+    """Latest item out, 99 sampled negatives; the recipe of Rendle et al. 2020 for iALS."""
+    train, test = split_leave_last(movielens("1m").with_values(None))
+    als = implicit_als(192, l2=0.007, l2_exponent=1.0, unobserved_weight=0.3, init_std=0.1, solver="cholesky")
+    model, history = fit(als, train, key=KEY, steps=12)
+    found = {
+        "iALS": evaluate_sampled(model, test, train=train).means,
+        "popularity": evaluate_sampled(popularity(train), test, train=train).means,
+        "published": {"iALS": [0.7111, 0.4383], "popularity": [0.4535, 0.2543]},
+        "seconds": float(history.seconds.sum()),
+    }
+    record("accuracy", {"ML-1M, NCF protocol": found})
+
+
+def test_ml100k_five_folds():
+    """Random folds, as Surprise's table has them: RMSE and MAE of explicit ALS."""
+    x = movielens("100k")
+    fold = np.random.default_rng(0).permutation(x.nnz) % 5
+    scores = []
+    for k in range(5):
+        train, test = x.select(fold != k), x.select(fold == k)
+        model, _ = fit(explicit_als(RANK_100K, **SETTINGS_100K), train, key=KEY, steps=30, progress=False)
+        scores.append(evaluate_ratings(model, test, low=1, high=5))
+    means = {name: float(np.mean([s[name] for s in scores])) for name in scores[0]}
+    published = {"Surprise SVD": [0.934, 0.737], "Surprise SVD++": [0.919, 0.721], "Surprise k-NN": [0.931, 0.733]}
+    record("accuracy", {"ML-100K, random 5-fold": {"explicit ALS": means, "published": published}})
+
+
+# Chosen on a validation part of the first fold's training part, by `test_choose_ml100k`.
+RANK_100K, SETTINGS_100K = 8, {"l2": 4.0, "l2_exponent": 0.25}
+
+
+def test_choose_ml100k():
+    x = movielens("100k")
+    fold = np.random.default_rng(0).permutation(x.nnz) % 5
+    train, valid = split_random(x.select(fold != 0), 0.1, seed=1)
+    trials = []
+    for rank in (8, 32):
+        for exponent, l2s in ((1.0, (0.1, 0.13)), (0.0, (5.0, 8.0)), (0.5, (0.9, 1.3, 1.8)), (0.25, (3.0, 4.0))):
+            for l2 in l2s:
+                als = explicit_als(rank, l2=l2, l2_exponent=exponent, solver="cholesky")
+                model, _ = fit(als, train, key=KEY, steps=30, progress=False)
+                rmse = evaluate_ratings(model, valid, low=1, high=5)["rmse"]
+                trials.append({"rank": rank, "l2": l2, "l2_exponent": exponent, "rmse": rmse})
+    trials.sort(key=lambda t: t["rmse"])
+    record("accuracy", {"ML-100K, choice on a validation part": trials[:5]})
+
+
+def gowalla() -> tuple[Interactions, Interactions]:
+    if not GOWALLA.is_dir():
+        pytest.skip(f"{GOWALLA} is not here")
+    parts = []
+    for name in ("train", "test"):
+        pairs = []
+        for line in (GOWALLA / f"{name}.txt").read_text().splitlines():
+            user, *items = map(int, line.split())
+            pairs += [(user, item) for item in items]
+        parts.append(np.unique(np.array(pairs), axis=0).T)
+    shape = {"n_users": 29_858, "n_items": 40_981}
+    train, test = (Interactions.from_coo(*part, **shape) for part in parts)
+    return train, test
+
+
+# Chosen on a validation part of train, by `test_choose_gowalla`.
+SETTINGS_GOWALLA = {"rank": 256, "l2": 0.003, "unobserved_weight": 0.01, "l2_exponent": 1.0}
+
+
+def test_gowalla():
+    train, test = gowalla()
+    als = implicit_als(**SETTINGS_GOWALLA, solver="cg", table_dtype=jnp.float32)
+    model, history = fit(als, train, key=KEY, steps=16)
+    found = {
+        "settings": SETTINGS_GOWALLA,
+        "iALS": evaluate(model, test, train=train, k=20, names=("recall", "ndcg")).means,
+        "popularity": evaluate(popularity(train), test, train=train, k=20, names=("recall", "ndcg")).means,
+        "published": {"popularity": [0.0416, 0.0317], "MF-BPR": [0.1627, 0.1378], "LightGCN": [0.1824, 0.1547]},
+        "seconds": float(history.seconds.sum()),
+    }
+    record("accuracy", {"gowalla, Recall@20 / NDCG@20": found})
+
+
+def test_choose_gowalla():
+    train, valid = split_random(gowalla()[0], 0.1, seed=1)
+    trials = []
+    for rank in (128, 256):
+        for weight in (0.003, 0.01, 0.03):
+            for l2 in (0.003, 0.01, 0.03):
+                als = implicit_als(rank, l2=l2, unobserved_weight=weight, solver="cg")
+                model, _ = fit(als, train, key=KEY, steps=12, progress=False)
+                means = evaluate(model, valid, train=train, k=20, names=("recall", "ndcg")).means
+                trials.append({"rank": rank, "unobserved_weight": weight, "l2": l2, **means})
+                print(trials[-1], flush=True)
+    trials.sort(key=lambda t: -t["recall_at_20"])
+    record("accuracy", {"gowalla, choice on a validation part": trials[:5]})

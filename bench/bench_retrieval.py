@@ -1,0 +1,117 @@
+"""Top-k against faiss and `implicit`, fold-in latency, start-up."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse
+
+from affinax.engine.factorization import Factors, ImplicitObjective
+from affinax.engine.retrieval import fixed_gramian, fold_in
+from affinax.kernels import top_k
+from affinax.kernels.csr import CSR
+
+from .record import RUNS, record
+
+USERS, ITEMS, WIDTH, K = 4096, 27_000, 64, 20
+
+
+def median_seconds(call, rounds: int = 5) -> float:
+    """Median time of a call after one that warms up."""
+    call()
+    seconds = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - began)
+    return float(np.median(seconds))
+
+
+def test_top_k_against_peers():
+    import faiss
+    from implicit.cpu.topk import topk
+    from threadpoolctl import threadpool_limits
+
+    rng = np.random.default_rng(0)
+    queries, items = (rng.normal(size=(n, WIDTH)).astype(np.float32) for n in (USERS, ITEMS))
+    seen = scipy.sparse.random_array((USERS, ITEMS), density=150 / ITEMS, format="csr", dtype=np.float32, rng=rng)
+    seen.sort_indices()
+    rows = jnp.arange(USERS, dtype=jnp.int32)
+    mask = {"seen_indptr": jnp.asarray(seen.indptr), "seen_indices": jnp.asarray(seen.indices), "seen_rows": rows}
+    on_device = jnp.asarray(queries), jnp.asarray(items)
+    search = jax.jit(lambda q, i, m: top_k.search(q, i, K, **m))
+    index = faiss.IndexFlatIP(WIDTH)
+    faiss.omp_set_num_threads(2)
+    index.add(items)
+    ours = median_seconds(lambda: jax.block_until_ready(search(*on_device, mask)))
+    bare = median_seconds(lambda: jax.block_until_ready(search(*on_device, {})))
+    flat = median_seconds(lambda: index.search(queries, K))
+    with threadpool_limits(2, "blas"):
+        theirs = median_seconds(lambda: topk(items, queries, K, filter_query_items=scipy.sparse.csr_matrix(seen)))
+    agree = float((np.asarray(search(*on_device, {})[0]) == index.search(queries, K)[1]).mean())
+    record(
+        "retrieval",
+        {
+            f"top_k, {USERS} x {ITEMS} x {WIDTH}, k = {K}": {
+                "affinax, seen items masked, s": ours,
+                "affinax, nothing masked, s": bare,
+                "faiss-cpu flat, nothing masked, s": flat,
+                "implicit, seen items masked, s": theirs,
+                "ours masked over faiss": ours / flat,
+                "implicit over ours": theirs / ours,
+                "ids equal to faiss": agree,
+            }
+        },
+    )
+
+
+def test_one_query():
+    rng = np.random.default_rng(0)
+    queries, items = (jnp.asarray(rng.normal(size=(n, WIDTH)), jnp.float32) for n in (1, ITEMS))
+    results = {}
+    for name in ("auto", "reference"):
+        search = jax.jit(lambda q, i, name=name: top_k.search(q, i, K, implementation=name))
+        results[name] = median_seconds(lambda s=search: jax.block_until_ready(s(queries, items)), 50)
+    record("retrieval", {f"top_k of one query over {ITEMS} items, s": results})
+
+
+def test_fold_in_latency():
+    rng = np.random.default_rng(0)
+    objective = ImplicitObjective(*(jnp.float32(v) for v in (0.003, 1.0, 0.1)), None, jnp.float32(1.0))
+    users, items = (jnp.asarray(rng.normal(0, 0.1, (n, WIDTH)), jnp.float32) for n in (1, ITEMS))
+    model = Factors(users, items, objective=objective)
+    gram = fixed_gramian(model)
+    fold = jax.jit(lambda history: fold_in(model, history, gram=gram))
+    results = {}
+    for batch in (1, 1024):
+        rows = [np.sort(rng.choice(ITEMS, 100, replace=False)) for _ in range(batch)]
+        indptr = jnp.arange(0, 100 * batch + 1, 100, dtype=jnp.int32)
+        history = CSR(indptr, jnp.asarray(np.concatenate(rows), jnp.int32), jnp.ones(1))
+        results[f"batch {batch}, s"] = median_seconds(lambda h=history: jax.block_until_ready(fold(h)), 50)
+    record("retrieval", {"fold_in, rank 64, 100 items": results})
+
+
+def test_start_up():
+    from affinax.datasets import movielens
+
+    x = movielens("100k")
+    RUNS.mkdir(exist_ok=True)
+    path = RUNS / "ml100k.csv"
+    rows = np.stack([x.users, x.items, x.values.astype(int)], axis=1)
+    np.savetxt(path, rows, fmt="%d", delimiter=",", header="user,item,value", comments="")
+    fit = [sys.executable, "-m", "affinax", "fit", str(path), "--set", "steps=1", "--out", str(RUNS / "model")]
+    commands = {
+        "import affinax, s": [sys.executable, "-c", "import affinax"],
+        "import affinax.engine.factorization, s": [sys.executable, "-c", "import affinax.engine.factorization"],
+        "fit ML-100K, one sweep, command line, s": fit,
+    }
+    seconds = {
+        name: median_seconds(lambda c=command: subprocess.run(c, check=True, capture_output=True))
+        for name, command in commands.items()
+    }
+    record("retrieval", {"start-up, kernels cached": seconds})

@@ -1,0 +1,53 @@
+"""Results with all that is needed to read them: machine, versions, command."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+RUNS = Path(__file__).parent.parent / ".runs"
+_PACKAGES = ("affinax", "jax", "jaxlib", "numba", "numpy", "scipy", "implicit", "faiss-cpu")
+
+
+def record(name: str, results: dict[str, Any]) -> None:
+    """Writes `bench/results/<name>.json`, keeping the parts of an earlier run that `results` does not name."""
+    path = RESULTS / f"{name}.json"
+    old = json.loads(path.read_text())["results"] if path.exists() else {}
+    content = {
+        "machine": {
+            "cpu": _cpu(),
+            "cores": os.cpu_count(),
+            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+            "python": platform.python_version(),
+        },
+        "versions": {package: _version(package) for package in _PACKAGES},
+        "command": f"python -m pytest bench/bench_{name}.py",
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "results": old | results,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    print(json.dumps(results, indent=1), file=sys.stderr)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    widest = next((f for f in ("avx512f", "avx2") if f" {f} " in flags + " "), "no AVX2")
+    return f"{names[0] if names else platform.processor()} ({widest})"
