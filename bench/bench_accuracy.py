@@ -105,7 +105,7 @@ def test_gowalla():
 def test_choose_gowalla():
     train, valid = split_random(gowalla()[0], 0.1, seed=1)
     trials = []
-    for rank in (128, 256):
+    for rank in (256,):
         for weight in (0.003, 0.01, 0.03):
             for l2 in (0.003, 0.01, 0.03):
                 als = implicit_als(rank, l2=l2, unobserved_weight=weight, solver="cg")
