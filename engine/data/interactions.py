@@ -186,7 +186,8 @@ class Interactions:
         import scipy.sparse
 
         values = np.ones(self.nnz, np.float32) if self.values is None else self.values
-        return scipy.sparse.csr_matrix((values, self.items, self.indptr), shape=self.shape)
+        # Copied: compiled code of other libraries refuses read-only arrays.
+        return scipy.sparse.csr_matrix((values, self.items, self.indptr), shape=self.shape, copy=True)
 
     def to_device(self) -> csr.SparseMatrix:
         """The arrays that JAX code trains on: both orientations in CSR with int32 indices.
