@@ -15,15 +15,13 @@ from .engine import storage
 from .engine.data import Interactions, Vocabulary, clean, read_interactions
 from .engine.errors import InteractionError, ModelFileError
 from .engine.evaluation import Evaluation, evaluate
-from .engine.factorization import ExplicitObjective, Factors, History, ImplicitObjective
+from .engine.factorization import Factors, History
 from .engine.neighbors import Popularity
 from .engine.retrieval import fold_in, recommend, similar_items, with_history
+from .saved_models import flatten, restore
 
 if TYPE_CHECKING:
     import polars as pl
-
-_MODELS = {"Factors": Factors, "Popularity": Popularity}
-_OBJECTIVES = {"ExplicitObjective": ExplicitObjective, "ImplicitObjective": ImplicitObjective}
 
 
 class Recommender:
@@ -205,7 +203,7 @@ class Recommender:
     def save(self, folder: str | Path) -> None:
         """Saves model, vocabularies and training interactions into a folder, atomically; see `engine.storage`."""
         train = self.train
-        arrays, described = _flatten(self.model)
+        arrays, described = flatten(self.model)
         for side, ids in (("user", train.user_ids), ("item", train.item_ids)):
             if ids is not None:
                 arrays[f"{side}_ids"] = ids.ids
@@ -233,7 +231,7 @@ class Recommender:
         arrays, content = storage.load_arrays(folder)
         try:
             recommender = cls(content["algorithm"], seed=content["seed"], **content["parameters"])
-            recommender.model = _restore(content["model"], arrays)
+            recommender.model = restore(content["model"], arrays)
 
             def ids(side: str) -> Vocabulary | None:
                 return (
@@ -324,33 +322,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item") and np.ndim(value) == 0:
         return np.asarray(value).item()
     return jnp.dtype(value).name
-
-
-def _flatten(model: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays of a model by field, and what is needed to put it together again."""
-    described: dict[str, Any] = {"type": type(model).__name__, "none": [], "objective": None}
-    arrays = {}
-    for name, value in model._asdict().items():
-        if name == "objective" and value is not None:
-            described["objective"] = {
-                "type": type(value).__name__,
-                "numbers": {key: None if number is None else float(number) for key, number in value._asdict().items()},
-            }
-        elif value is None:
-            described["none"].append(name)
-        else:
-            arrays[f"model.{name}"] = np.asarray(value)
-    return arrays, described
-
-
-def _restore(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
-    kind = _MODELS[described["type"]]
-    fields: dict[str, Any] = dict.fromkeys(described["none"])
-    fields |= {
-        name.removeprefix("model."): jnp.asarray(array) for name, array in arrays.items() if name.startswith("model.")
-    }
-    objective = described["objective"]
-    if objective is not None:
-        numbers = {k: None if v is None else jnp.float32(v) for k, v in objective["numbers"].items()}
-        fields["objective"] = _OBJECTIVES[objective["type"]](**numbers)
-    return kind(**fields)

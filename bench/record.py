@@ -17,21 +17,21 @@ _PACKAGES = ("affinax", "jax", "jaxlib", "numba", "numpy", "scipy", "implicit", 
 
 
 def record(name: str, results: dict[str, Any]) -> None:
-    """Writes `bench/results/<name>.json`, keeping the parts of an earlier run that `results` does not name."""
+    """Writes parts of `bench/results/<name>.json`, each with where and how it was measured; other parts stay."""
     path = RESULTS / f"{name}.json"
-    old = json.loads(path.read_text())["results"] if path.exists() else {}
-    content = {
+    content = json.loads(path.read_text()) if path.exists() else {}
+    where = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "command": f"python -m pytest bench/bench_{name}.py",
         "machine": {
             "cpu": _cpu(),
             "cores": os.cpu_count(),
             "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
             "python": platform.python_version(),
         },
-        "versions": {package: _version(package) for package in _PACKAGES},
-        "command": f"python -m pytest bench/bench_{name}.py",
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "results": old | results,
+        "versions": {package: version for package in _PACKAGES if (version := _version(package))},
     }
+    content |= {part: {"results": found, **where} for part, found in results.items()}
     RESULTS.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
     print(json.dumps(results, indent=1), file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from affinax.engine.data import Interactions
+from affinax.kernels import csr
 
 
 def heavy_tailed(n_users: int, n_items: int, nnz: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -41,15 +42,17 @@ def fractal(nnz: int, n_users: int, n_items: int, seed: int = 0) -> Interactions
     from affinax.datasets import movielens
 
     source, rng = movielens("1m"), np.random.default_rng(seed)
-    keys = np.empty(0, np.int64)
-    while len(keys) < 0.99 * nnz:
-        missing = int(1.3 * (nnz - len(keys))) + 1000
+    users, items = np.empty(0, np.int32), np.empty(0, np.int32)
+    copies_u, copies_i = -(-n_users // source.n_users), -(-n_items // source.n_items)
+    while len(users) < 0.99 * nnz:
+        missing = int(1.5 * (nnz - len(users))) + 1000
         outer, inner = rng.integers(0, source.nnz, (2, missing))
-        copies_u, copies_i = -(-n_users // source.n_users), -(-n_items // source.n_items)
-        users = source.users[outer].astype(np.int64) * copies_u + source.users[inner] % copies_u
-        items = source.items[outer].astype(np.int64) * copies_i + source.items[inner] % copies_i
-        fresh = (users % n_users) * n_items + items % n_items
-        keys = np.unique(np.concatenate([keys, fresh]))
-    if len(keys) > nnz:
-        keys = np.sort(rng.permutation(keys)[:nnz])
-    return Interactions.from_coo(keys // n_items, keys % n_items, n_users=n_users, n_items=n_items)
+        users = np.append(users, (source.users[outer] * copies_u + source.users[inner] % copies_u) % n_users)
+        items = np.append(items, (source.items[outer] * copies_i + source.items[inner] % copies_i) % n_items)
+        order, _ = csr.sort_pairs(users, items, n_users, n_items)
+        order = order[csr.first_in_group(users, items, order)]
+        users, items = users[order], items[order]
+    if len(users) > nnz:
+        kept = np.sort(rng.choice(len(users), nnz, replace=False))
+        users, items = users[kept], items[kept]
+    return Interactions.from_coo(users, items, n_users=n_users, n_items=n_items)

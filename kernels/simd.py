@@ -2,8 +2,7 @@
 
 LLVM's loop vectorizer leaves half or more of the speed of these loops behind: it neither keeps the accumulators in
 registers nor reads packed bfloat16 pairs as they lie. A place in memory is given as an array and an offset in
-elements, never as a bare address, which would not keep the array alive; nothing here checks bounds. Vectors have 8
-float32 lanes, which LLVM maps to what the machine has.
+elements, never as a bare address, which would not keep the array alive; nothing here checks bounds.
 
 A bfloat16 row is read as 32-bit words that hold two neighbours each: the low half becomes a float32 by a
 shift, the high half by a mask. So the 16 columns of a group arrive as 8 even ones, then 8 odd ones, and
@@ -18,17 +17,30 @@ import numpy as np
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic as _intrinsic
-from numba.np import arrayobj
+
+from .llvm import (
+    F32,
+    I32,
+    I64,
+    LANES,
+    VECTOR,
+    WORDS,
+    addresses,
+    load,
+    multiply_add,
+    pointer,
+    shuffle,
+    splat,
+    store,
+    sum_lanes,
+    vector_loop,
+)
 
 # To a type checker the decorator leaves the typing context among the parameters; it takes it away.
 intrinsic: Any = _intrinsic
 
-LANES = 8
 TILE_ROWS = 4
 TILE_COLUMNS = 2 * LANES
-
-_F32, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-_VECTOR, _WORDS = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
 
 
 def interleaved_columns(width: int) -> np.ndarray:
@@ -40,83 +52,17 @@ def interleaved_columns(width: int) -> np.ndarray:
     return np.arange(width).reshape(-1, LANES, 2).transpose(0, 2, 1).reshape(-1)
 
 
-def _address(context, builder, kind, array, offset):
-    """Address of the element at `offset` of an array, as an integer."""
-    data = builder.ptrtoint(arrayobj.make_array(kind)(context, builder, array).data, _I64)
-    itemsize = context.get_abi_sizeof(context.get_data_type(kind.dtype))
-    return builder.add(data, builder.mul(offset, _I64(itemsize)))
-
-
-def _addresses(context, builder, signature, arguments):
-    """The arguments, each array with the offset behind it turned into one address."""
-    given, kinds, places = list(arguments), list(signature.args), []
-    while given:
-        value, kind = given.pop(0), kinds.pop(0)
-        if isinstance(kind, types.Array):
-            value = _address(context, builder, kind, value, given.pop(0))
-            kinds.pop(0)
-        places.append(value)
-    return places
-
-
-def _pointer(builder, address, offset, kind):
-    if not isinstance(offset, ir.Value):
-        offset = _I64(offset)
-    return builder.inttoptr(builder.add(address, offset), kind.as_pointer())
-
-
-def _load(builder, address, offset, kind):
-    value = builder.load(_pointer(builder, address, offset, kind))
-    value.align = 4
-    return value
-
-
-def _store(builder, value, address, offset):
-    builder.store(value, _pointer(builder, address, offset, value.type)).align = 4
-
-
-def _multiply_add(builder, a, b, c):
-    name = f"llvm.fmuladd.v{LANES}f32"
-    function = builder.module.globals.get(name)
-    if function is None:
-        function = ir.Function(builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), name)
-    return builder.call(function, [a, b, c])
-
-
-def _shuffle(builder, a, b, lanes):
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, len(lanes)), list(lanes)))
-
-
-def _splat(builder, scalar):
-    vector = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), scalar, _I32(0))
-    return _shuffle(builder, vector, vector, [0] * LANES)
-
-
 def _row_vectors(builder, address, row, width, packed):
     """Loads row `row` of a `[4, width]` array as `width // LANES` vectors, in the order of the loops."""
     if not packed:
-        return [_load(builder, address, 4 * (row * width + c), _VECTOR) for c in range(0, width, LANES)]
+        return [load(builder, address, 4 * (row * width + c), VECTOR) for c in range(0, width, LANES)]
     vectors = []
     for column in range(0, width, 2 * LANES):
-        words = _load(builder, address, 2 * (row * width + column), _WORDS)
-        low = builder.shl(words, ir.Constant(_WORDS, [16] * LANES))
-        high = builder.and_(words, ir.Constant(_WORDS, [0xFFFF0000] * LANES))
-        vectors += [builder.bitcast(low, _VECTOR), builder.bitcast(high, _VECTOR)]
+        words = load(builder, address, 2 * (row * width + column), WORDS)
+        low = builder.shl(words, ir.Constant(WORDS, [16] * LANES))
+        high = builder.and_(words, ir.Constant(WORDS, [0xFFFF0000] * LANES))
+        vectors += [builder.bitcast(low, VECTOR), builder.bitcast(high, VECTOR)]
     return vectors
-
-
-def _sum_lanes(builder, a, b, c, d):
-    """Lane sums of four vectors, as a vector of four."""
-    ab = builder.fadd(
-        _shuffle(builder, a, b, [0, 8, 2, 10, 4, 12, 6, 14]), _shuffle(builder, a, b, [1, 9, 3, 11, 5, 13, 7, 15])
-    )
-    cd = builder.fadd(
-        _shuffle(builder, c, d, [0, 8, 2, 10, 4, 12, 6, 14]), _shuffle(builder, c, d, [1, 9, 3, 11, 5, 13, 7, 15])
-    )
-    both = builder.fadd(
-        _shuffle(builder, ab, cd, [0, 1, 8, 9, 4, 5, 12, 13]), _shuffle(builder, ab, cd, [2, 3, 10, 11, 6, 7, 14, 15])
-    )
-    return builder.fadd(_shuffle(builder, both, both, [0, 1, 2, 3]), _shuffle(builder, both, both, [4, 5, 6, 7]))
 
 
 @intrinsic(prefer_literal=True)
@@ -125,18 +71,18 @@ def dot4(typingctx, rows, i, p, j, width, packed):
     columns, is_packed = width.literal_value, packed.literal_value
 
     def codegen(context, builder, signature, arguments):
-        rows, p = _addresses(context, builder, signature, arguments)[:2]
-        p_vectors = [_load(builder, p, 4 * c, _VECTOR) for c in range(0, columns, LANES)]
+        rows, p = addresses(context, builder, signature, arguments)[:2]
+        p_vectors = [load(builder, p, 4 * c, VECTOR) for c in range(0, columns, LANES)]
         sums = []
         for row in range(4):
             # Two chains a row: eight multiply-adds in flight hide their latency.
-            chains = [ir.Constant(_VECTOR, [0.0] * LANES)] * 2
+            chains = [ir.Constant(VECTOR, [0.0] * LANES)] * 2
             for place, vector in enumerate(_row_vectors(builder, rows, row, columns, is_packed)):
-                chains[place % 2] = _multiply_add(builder, vector, p_vectors[place], chains[place % 2])
+                chains[place % 2] = multiply_add(builder, vector, p_vectors[place], chains[place % 2])
             sums.append(builder.fadd(*chains))
-        dots = _sum_lanes(builder, *sums)
+        dots = sum_lanes(builder, *sums)
         return context.make_tuple(
-            builder, signature.return_type, [builder.extract_element(dots, _I32(k)) for k in range(4)]
+            builder, signature.return_type, [builder.extract_element(dots, I32(k)) for k in range(4)]
         )
 
     return types.UniTuple(types.float32, 4)(rows, types.int64, p, types.int64, width, packed), codegen
@@ -148,14 +94,14 @@ def axpy4(typingctx, rows, i, c0, c1, c2, c3, q, j, width, packed):
     columns, is_packed = width.literal_value, packed.literal_value
 
     def codegen(context, builder, signature, arguments):
-        rows, *coefficients, q = _addresses(context, builder, signature, arguments)[:6]
-        splats = [_splat(builder, c) for c in coefficients]
+        rows, *coefficients, q = addresses(context, builder, signature, arguments)[:6]
+        splats = [splat(builder, c) for c in coefficients]
         vectors = [_row_vectors(builder, rows, row, columns, is_packed) for row in range(4)]
         for place in range(columns // LANES):
-            total = _load(builder, q, 4 * place * LANES, _VECTOR)
+            total = load(builder, q, 4 * place * LANES, VECTOR)
             for row in range(4):
-                total = _multiply_add(builder, vectors[row][place], splats[row], total)
-            _store(builder, total, q, 4 * place * LANES)
+                total = multiply_add(builder, vectors[row][place], splats[row], total)
+            store(builder, total, q, 4 * place * LANES)
         return context.get_dummy_value()
 
     f32 = types.float32
@@ -170,75 +116,48 @@ def add_outer_products(typingctx, a, i, a_stride, b, j, b_stride, n, c, k, c_str
     """
 
     def codegen(context, builder, signature, arguments):
-        a, a_stride, b, b_stride, n, c, c_stride = _addresses(context, builder, signature, arguments)
+        a, a_stride, b, b_stride, n, c, c_stride = addresses(context, builder, signature, arguments)
 
         def bytes_of(count):
-            return builder.mul(count, _I64(4))
+            return builder.mul(count, I64(4))
 
         tiles = [(m, half) for m in range(TILE_ROWS) for half in range(2)]
         slots = {}
         entry = builder.block
         loop, done = builder.append_basic_block("products"), builder.append_basic_block("products.done")
-        builder.cbranch(builder.icmp_signed(">", n, _I64(0)), loop, done)
+        builder.cbranch(builder.icmp_signed(">", n, I64(0)), loop, done)
         builder.position_at_end(loop)
-        k = builder.phi(_I64)
-        k.add_incoming(_I64(0), entry)
+        k = builder.phi(I64)
+        k.add_incoming(I64(0), entry)
         for tile in tiles:
-            slots[tile] = builder.phi(_VECTOR)
-            slots[tile].add_incoming(ir.Constant(_VECTOR, [0.0] * LANES), entry)
+            slots[tile] = builder.phi(VECTOR)
+            slots[tile].add_incoming(ir.Constant(VECTOR, [0.0] * LANES), entry)
         a_row = builder.add(a, bytes_of(builder.mul(k, a_stride)))
         b_row = builder.add(b, bytes_of(builder.mul(k, b_stride)))
-        halves = [_load(builder, b_row, 4 * LANES * half, _VECTOR) for half in range(2)]
+        halves = [load(builder, b_row, 4 * LANES * half, VECTOR) for half in range(2)]
         sums = {}
         for m in range(TILE_ROWS):
-            scale = _splat(builder, _load(builder, a_row, 4 * m, _F32))
+            scale = splat(builder, load(builder, a_row, 4 * m, F32))
             for half in range(2):
-                sums[m, half] = _multiply_add(builder, scale, halves[half], slots[m, half])
-        after = builder.add(k, _I64(1))
+                sums[m, half] = multiply_add(builder, scale, halves[half], slots[m, half])
+        after = builder.add(k, I64(1))
         k.add_incoming(after, loop)
         for tile in tiles:
             slots[tile].add_incoming(sums[tile], loop)
         builder.cbranch(builder.icmp_signed("<", after, n), loop, done)
         builder.position_at_end(done)
         for m, half in tiles:
-            total = builder.phi(_VECTOR)
-            total.add_incoming(ir.Constant(_VECTOR, [0.0] * LANES), entry)
+            total = builder.phi(VECTOR)
+            total.add_incoming(ir.Constant(VECTOR, [0.0] * LANES), entry)
             total.add_incoming(sums[m, half], loop)
             slots[m, half] = total
         for m, half in tiles:
-            place = builder.add(c, bytes_of(builder.add(builder.mul(c_stride, _I64(m)), _I64(half * LANES))))
-            _store(builder, builder.fadd(_load(builder, place, 0, _VECTOR), slots[m, half]), place, 0)
+            place = builder.add(c, bytes_of(builder.add(builder.mul(c_stride, I64(m)), I64(half * LANES))))
+            store(builder, builder.fadd(load(builder, place, 0, VECTOR), slots[m, half]), place, 0)
         return context.get_dummy_value()
 
     i64 = types.int64
     return types.void(a, i64, i64, b, i64, i64, i64, c, i64, i64), codegen
-
-
-def _vector_loop(builder, n, body, *carried):
-    """Runs `body(i, *carried) -> carried` for i = 0, 8, … below n; returns what is carried at the end."""
-    entry = builder.block
-    loop, done = builder.append_basic_block("vectors"), builder.append_basic_block("vectors.done")
-    builder.cbranch(builder.icmp_signed(">", n, _I64(0)), loop, done)
-    builder.position_at_end(loop)
-    i = builder.phi(_I64)
-    i.add_incoming(_I64(0), entry)
-    slots = []
-    for value in carried:
-        slots.append(builder.phi(value.type))
-        slots[-1].add_incoming(value, entry)
-    results = body(i, *slots)
-    after = builder.add(i, _I64(LANES))
-    i.add_incoming(after, loop)
-    for slot, result in zip(slots, results, strict=True):
-        slot.add_incoming(result, loop)
-    builder.cbranch(builder.icmp_signed("<", after, n), loop, done)
-    builder.position_at_end(done)
-    finals = []
-    for value, result in zip(carried, results, strict=True):
-        finals.append(builder.phi(value.type))
-        finals[-1].add_incoming(value, entry)
-        finals[-1].add_incoming(result, loop)
-    return finals
 
 
 @intrinsic
@@ -246,14 +165,14 @@ def copy(typingctx, source, i, target, j, n):
     """Copies `n` 32-bit words, a multiple of 8."""
 
     def codegen(context, builder, signature, arguments):
-        source, target, n = _addresses(context, builder, signature, arguments)
+        source, target, n = addresses(context, builder, signature, arguments)
 
         def body(i):
-            offset = builder.mul(i, _I64(4))
-            _store(builder, _load(builder, source, offset, _WORDS), target, offset)
+            offset = builder.mul(i, I64(4))
+            store(builder, load(builder, source, offset, WORDS), target, offset)
             return ()
 
-        _vector_loop(builder, n, body)
+        vector_loop(builder, n, body)
         return context.get_dummy_value()
 
     return types.void(source, types.int64, target, types.int64, types.int64), codegen
@@ -264,8 +183,8 @@ def clear(typingctx, target, i):
     """Sets 8 32-bit words to 0."""
 
     def codegen(context, builder, signature, arguments):
-        (place,) = _addresses(context, builder, signature, arguments)
-        _store(builder, ir.Constant(_WORDS, [0] * LANES), place, 0)
+        (place,) = addresses(context, builder, signature, arguments)
+        store(builder, ir.Constant(WORDS, [0] * LANES), place, 0)
         return context.get_dummy_value()
 
     return types.void(target, types.int64), codegen
@@ -276,18 +195,16 @@ def axpy(typingctx, c, source, i, target, j, n):
     """`target += c source` over `n` float32 numbers, a multiple of 8."""
 
     def codegen(context, builder, signature, arguments):
-        c, source, target, n = _addresses(context, builder, signature, arguments)
-        scale = _splat(builder, c)
+        c, source, target, n = addresses(context, builder, signature, arguments)
+        scale = splat(builder, c)
 
         def body(i):
-            offset = builder.mul(i, _I64(4))
-            total = _load(builder, target, offset, _VECTOR)
-            _store(
-                builder, _multiply_add(builder, scale, _load(builder, source, offset, _VECTOR), total), target, offset
-            )
+            offset = builder.mul(i, I64(4))
+            total = load(builder, target, offset, VECTOR)
+            store(builder, multiply_add(builder, scale, load(builder, source, offset, VECTOR), total), target, offset)
             return ()
 
-        _vector_loop(builder, n, body)
+        vector_loop(builder, n, body)
         return context.get_dummy_value()
 
     return types.void(types.float32, source, types.int64, target, types.int64, types.int64), codegen
@@ -298,17 +215,15 @@ def dot(typingctx, a, i, b, j, n):
     """Product of two rows of `n` float32 numbers, a multiple of 8."""
 
     def codegen(context, builder, signature, arguments):
-        a, b, n = _addresses(context, builder, signature, arguments)
+        a, b, n = addresses(context, builder, signature, arguments)
 
         def body(i, total):
-            offset = builder.mul(i, _I64(4))
-            return [
-                _multiply_add(builder, _load(builder, a, offset, _VECTOR), _load(builder, b, offset, _VECTOR), total)
-            ]
+            offset = builder.mul(i, I64(4))
+            return [multiply_add(builder, load(builder, a, offset, VECTOR), load(builder, b, offset, VECTOR), total)]
 
-        zero = ir.Constant(_VECTOR, [0.0] * LANES)
-        (total,) = _vector_loop(builder, n, body, zero)
-        return builder.extract_element(_sum_lanes(builder, total, zero, zero, zero), _I32(0))
+        zero = ir.Constant(VECTOR, [0.0] * LANES)
+        (total,) = vector_loop(builder, n, body, zero)
+        return builder.extract_element(sum_lanes(builder, total, zero, zero, zero), I32(0))
 
     return types.float32(a, types.int64, b, types.int64, types.int64), codegen
 
@@ -318,18 +233,18 @@ def maximum64(typingctx, values, i):
     """The greatest of 64 float32 numbers; NaN is passed over."""
 
     def codegen(context, builder, signature, arguments):
-        (place,) = _addresses(context, builder, signature, arguments)
+        (place,) = addresses(context, builder, signature, arguments)
 
         def greater(a, b):
             return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
-        best = [ir.Constant(_VECTOR, [float("-inf")] * LANES)] * 4
+        best = [ir.Constant(VECTOR, [float("-inf")] * LANES)] * 4
         for part in range(64 // LANES):
-            best[part % 4] = greater(_load(builder, place, 4 * LANES * part, _VECTOR), best[part % 4])
+            best[part % 4] = greater(load(builder, place, 4 * LANES * part, VECTOR), best[part % 4])
         vector = greater(greater(best[0], best[1]), greater(best[2], best[3]))
         for distance in (4, 2, 1):
-            vector = greater(vector, _shuffle(builder, vector, vector, [(i + distance) % LANES for i in range(LANES)]))
-        return builder.extract_element(vector, _I32(0))
+            vector = greater(vector, shuffle(builder, vector, vector, [(i + distance) % LANES for i in range(LANES)]))
+        return builder.extract_element(vector, I32(0))
 
     return types.float32(values, types.int64), codegen
 
@@ -339,8 +254,8 @@ def take_number(typingctx, counter, i):
     """Value of the int64 `counter[i]`, which is then one higher; safe among threads."""
 
     def codegen(context, builder, signature, arguments):
-        (place,) = _addresses(context, builder, signature, arguments)
-        return builder.atomic_rmw("add", _pointer(builder, place, 0, _I64), _I64(1), "monotonic")
+        (place,) = addresses(context, builder, signature, arguments)
+        return builder.atomic_rmw("add", pointer(builder, place, 0, I64), I64(1), "monotonic")
 
     return types.int64(counter, types.int64), codegen
 
@@ -352,10 +267,10 @@ def prefetch(typingctx, array, i):
     def codegen(context, builder, signature, arguments):
         kind = ir.IntType(8).as_pointer()
         function = builder.module.declare_intrinsic(
-            "llvm.prefetch", [kind], ir.FunctionType(ir.VoidType(), [kind, _I32, _I32, _I32])
+            "llvm.prefetch", [kind], ir.FunctionType(ir.VoidType(), [kind, I32, I32, I32])
         )
-        (place,) = _addresses(context, builder, signature, arguments)
-        builder.call(function, [builder.inttoptr(place, kind), _I32(0), _I32(3), _I32(1)])
+        (place,) = addresses(context, builder, signature, arguments)
+        builder.call(function, [builder.inttoptr(place, kind), I32(0), I32(3), I32(1)])
         return context.get_dummy_value()
 
     return types.void(array, types.int64), codegen

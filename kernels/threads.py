@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import importlib.metadata
 import os
+import warnings
 
 import numba
 import numpy as np
@@ -32,12 +32,12 @@ def balanced_bounds(indptr, n_chunks, row_cost):
     return bounds
 
 
-@functools.cache
-def load_thread_layer() -> None:
+def _load_tbb() -> None:
     """Loads the TBB library of the `tbb` package, so that Numba can take it as its thread layer.
 
     Numba's wheels bring no OpenMP library, and the layer they fall back to ends the process when two threads
-    call parallel code at once, as XLA may. TBB bears that, but is found only once it is loaded.
+    call parallel code at once, as XLA may. TBB bears that, but is found only once it is loaded, and the first
+    parallel call of the process decides: so it is loaded when this module is.
     """
     try:
         files = importlib.metadata.files("tbb") or []
@@ -49,6 +49,24 @@ def load_thread_layer() -> None:
             if os.path.exists(path):
                 ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
                 return
+
+
+_load_tbb()
+
+
+def require_safe_layer() -> None:
+    """Warns where the thread layer was chosen before TBB was there, and cannot bear concurrent calls."""
+    try:
+        layer = thread_layer()
+    except ValueError:  # none chosen yet
+        return
+    if layer == "workqueue":
+        warnings.warn(
+            "Numba took its workqueue thread layer, which ends the process when two threads call parallel code at "
+            "once. Import affinax before other code that runs Numba in parallel, or install tbb",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def thread_layer() -> str:

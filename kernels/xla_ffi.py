@@ -19,7 +19,7 @@ from numba.core import cgutils, types
 from numba.np import arrayobj
 
 from .simd import intrinsic
-from .threads import load_thread_layer
+from .threads import require_safe_layer
 
 # Byte offsets in the structs of c_api.h, 64-bit.
 _FRAME_EXTENSION = 8
@@ -118,7 +118,7 @@ def _numba_type(shape: tuple[int, ...], dtype: Any) -> types.Array:
 @functools.cache
 def _register(name: str, kernel: Any, arguments: tuple[types.Array, ...], results: tuple[types.Array, ...]) -> str:
     """Compiles the handler of `kernel` for these buffer types and registers it once."""
-    load_thread_layer()
+    require_safe_layer()
     read = _frame_reader(arguments, results)
 
     def handler(frame):

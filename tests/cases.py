@@ -41,6 +41,7 @@ TOP_K = (
     TopKCase("one query", 1, 33, 5, 4, 3),
     TopKCase("one item", 3, 1, 2, 1),
     TopKCase("k above the catalogue", 5, 7, 3, 12, 2),
+    TopKCase("a few queries, several blocks", 7, 2600, 9, 30, 40),
     TopKCase("odd shapes", 67, 1031, 9, 10, 50),
     TopKCase("all seen", 4, 20, 4, 5, 20),
 )

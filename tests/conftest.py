@@ -6,6 +6,7 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 4)  # for shard_map; all else runs on the first
 
 
 @pytest.fixture

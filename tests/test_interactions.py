@@ -105,6 +105,7 @@ def test_from_coo_meets_anything_with_a_typed_error(users, items, values, timest
         ([0, None], [0, 1], {}, "user ids must be whole numbers; got object"),
         ([2**31 - 1], [0], {}, "user id 2147483647 is outside"),
         ([0], [2**31], {}, "item id 2147483648 is outside"),
+        ([2**30, 0], [0, 1], {}, "user id 1073741824 would make 1,073,741,825 users of 2 interactions.*n_users="),
         (np.array([2**63], np.uint64), [0], {}, "user id 9223372036854775808 is outside"),
         ([0, 1], [0], {}, "one length; got .*'users': 2, 'items': 1"),
         ([[0]], [0], {}, r"one-dimensional; got shape \(1, 1\)"),
@@ -153,7 +154,7 @@ def test_nothing_can_be_changed():
     x = Interactions.from_coo([0, 1], [0, 1], values)
     values[0] = 9
     assert x.values.tolist() == [1, 2]
-    for array in (x.indptr, x.items, x.values, x.users, *x.by_item):
+    for array in (x.indptr, x.items, x.values, x.users):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1
     with pytest.raises(AttributeError):

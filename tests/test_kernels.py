@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from inspect import unwrap  # what a user has, without the type checker of the tests
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from affinax.engine.data import Interactions
 from affinax.kernels import least_squares, op, top_k
 from affinax.kernels.op import Op
 
@@ -22,6 +25,23 @@ each_system = pytest.mark.parametrize("case", LEAST_SQUARES, ids=lambda case: ca
 each_search = pytest.mark.parametrize("case", TOP_K, ids=lambda case: case.name)
 
 
+def on_device(arrays):
+    return {name: array if isinstance(array, int) else jnp.asarray(array) for name, array in arrays.items()}
+
+
+def solve(arrays, **options):
+    return least_squares.solve(**on_device(arrays), **options)
+
+
+def search(arrays, **options):
+    return top_k.search(**on_device(arrays), **options)
+
+
+def devices():
+    """A mesh of four, of the kind in which plain arrays are placed as they are needed."""
+    return jax.make_mesh((4,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
 def close(found, expected, tolerance):
     scale = max(np.abs(expected).max(initial=0), 1e-6)
     assert np.abs(np.asarray(found, np.float64) - expected).max(initial=0) <= tolerance * scale
@@ -34,7 +54,7 @@ def test_cholesky_is_exact(case, implementation, dtype):
     arrays = least_squares_arguments(case)
     arrays["table"] = jnp.asarray(arrays["table"], dtype)
     x, loss = naive.least_squares(**arrays)
-    found = least_squares.solve(**arrays, solver="cholesky", implementation=implementation)
+    found = solve(arrays, solver="cholesky", implementation=implementation)
     close(found.x, x, 1e-4)
     close(found.loss, loss, 1e-4)
     assert not np.asarray(found.jittered).any()
@@ -47,9 +67,7 @@ def test_iterative_solvers_converge(case, implementation, solver):
     arrays = least_squares_arguments(case)
     x, loss = naive.least_squares(**arrays)
     start = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
-    found = least_squares.solve(
-        **arrays, start=start, solver=solver, iterations=300, block=5, implementation=implementation
-    )
+    found = solve(arrays | {"start": start}, solver=solver, iterations=300, block=5, implementation=implementation)
     close(found.x, x, 2e-3)
     close(found.loss, loss, 1e-3)
 
@@ -63,7 +81,7 @@ def test_numba_takes_the_same_steps_as_the_reference(case, solver, dtype):
     rng = np.random.default_rng(2)
     extra = {name: rng.normal(size=(n_rows, rank)).astype(np.float32) for name in ("start", "rhs")}
     found, expected = (
-        least_squares.solve(**arrays, **extra, solver=solver, iterations=2, block=5, implementation=implementation)
+        solve(arrays | extra, solver=solver, iterations=2, block=5, implementation=implementation)
         for implementation in ("numba", "reference")
     )
     close(found.x, np.asarray(expected.x), 1e-4)
@@ -82,11 +100,11 @@ def test_a_matrix_that_does_not_factorize_is_jittered(implementation):
         "gram": np.zeros((4, 4), np.float32),
         "l2": np.zeros(1, np.float32),
     }
-    found = least_squares.solve(**arrays, solver="cholesky", implementation=implementation)
+    found = solve(arrays, solver="cholesky", implementation=implementation)
     close(found.x @ table.T, np.ones((1, 2)), 1e-3)
     # A matrix that stays indefinite under every jitter gives NaN, not a wrong answer.
     arrays["gram"] = np.diag([-1e9, 0, 0, 0]).astype(np.float32)
-    broken = least_squares.solve(**arrays, solver="cholesky", implementation=implementation)
+    broken = solve(arrays, solver="cholesky", implementation=implementation)
     assert np.isnan(np.asarray(broken.x)).any()
     assert int(broken.jittered[0]) == 4
 
@@ -95,7 +113,7 @@ def test_an_entry_outside_the_table_breaks_its_row_alone():
     arrays = least_squares_arguments(LEAST_SQUARES[2])
     arrays["indices"][-1] = 99
     for solver in ("cholesky", "cg"):
-        found = least_squares.solve(**arrays, solver=solver, implementation="numba")
+        found = solve(arrays, solver=solver, implementation="numba")
         assert np.isnan(np.asarray(found.x[-1])).all()
         assert np.isfinite(np.asarray(found.x[:-1])).all()
 
@@ -106,7 +124,7 @@ def test_not_finite_input_is_seen(implementation):
         arrays = least_squares_arguments(LEAST_SQUARES[2])
         arrays[name][0] = np.nan
         for solver in ("cholesky", "cg"):
-            found = least_squares.solve(**arrays, solver=solver, implementation=implementation)
+            found = solve(arrays, solver=solver, implementation=implementation)
             assert not np.isfinite(np.asarray(found.x[0])).all(), (name, solver)
             assert np.isfinite(np.asarray(found.x[1:])).all()
 
@@ -115,18 +133,48 @@ def test_not_finite_input_is_seen(implementation):
 def test_least_squares_under_transformations(implementation):
     arrays = {name: jnp.asarray(array) for name, array in least_squares_arguments(LEAST_SQUARES[4]).items()}
 
-    def solve(l2):
-        return least_squares.solve(**(arrays | {"l2": l2}), solver="cholesky", implementation=implementation).x
+    def solved(l2):
+        return solve(arrays | {"l2": l2}, solver="cholesky", implementation=implementation).x
 
-    eager = solve(arrays["l2"])
-    np.testing.assert_array_equal(jax.jit(solve)(arrays["l2"]), eager)
+    eager = solved(arrays["l2"])
+    np.testing.assert_array_equal(jax.jit(solved)(arrays["l2"]), eager)
     grid = jnp.stack([arrays["l2"], 2 * arrays["l2"]])
-    mapped = jax.jit(jax.vmap(solve))(grid)
+    mapped = jax.jit(jax.vmap(solved))(grid)
     close(mapped[0], np.asarray(eager), 1e-5)
-    close(mapped[1], np.asarray(solve(grid[1])), 1e-5)
-    mesh = jax.make_mesh((1,), ("rows",))
-    sharded = jax.shard_map(solve, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
-    close(jax.jit(sharded)(arrays["l2"]), np.asarray(eager), 1e-5)
+    close(mapped[1], np.asarray(solved(grid[1])), 1e-5)
+
+
+@each_implementation
+def test_least_squares_sharded_over_devices(implementation):
+    """Blocks of equal shape, one to a device, all solving at once."""
+    rng = np.random.default_rng(5)
+    items = np.stack([rng.choice(40, 5, replace=False) for _ in range(64)])
+    x = Interactions.from_coo(np.repeat(np.arange(64), 5), items.ravel(), n_items=40)
+    table, one = jnp.asarray(rng.normal(size=(40, 8)), jnp.float32), jnp.ones(1)
+
+    def solved(rows):
+        return least_squares.solve(
+            rows.indptr,
+            rows.indices,
+            one,
+            one,
+            table,
+            jnp.eye(8),
+            one,
+            solver="cholesky",
+            implementation=implementation,
+        ).x
+
+    whole = solved(x.to_device().by_user)
+    blocks = jax.tree.map(lambda *arrays: jnp.stack(arrays), *(block for _, block in x.blocks(max_entries=80)))
+    sharded = jax.shard_map(
+        lambda block: solved(jax.tree.map(lambda a: a[0], block)),
+        mesh=devices(),
+        in_specs=P("rows"),
+        out_specs=P("rows"),
+        check_vma=False,
+    )
+    close(jax.jit(sharded)(blocks), np.asarray(whole), 1e-5)
 
 
 @each_implementation
@@ -143,7 +191,7 @@ def test_least_squares_gradients(case, implementation, name):
         direction = direction + direction.T
 
     def scalar(value):
-        found = least_squares.solve(**(arrays | {name: value}), solver="cholesky", implementation=implementation)
+        found = solve(arrays | {name: value}, solver="cholesky", implementation=implementation)
         return jnp.sum(found.x * mix.astype(np.float32)) + jnp.sum(found.loss * mix_loss.astype(np.float32))
 
     slope = np.sum(np.asarray(jax.jit(jax.grad(scalar))(jnp.asarray(arrays[name]))) * direction)
@@ -161,21 +209,22 @@ def test_least_squares_gradients(case, implementation, name):
 def test_top_k_is_exact(case, implementation):
     arrays = top_k_arguments(case)
     seen = np.split(arrays["seen_indices"], arrays["seen_indptr"][1:-1])
-    ids, scores = top_k.search(**arrays, implementation=implementation)
+    ids, scores = search(arrays, implementation=implementation)
     expected_ids, expected = naive.top_k(arrays["queries"], arrays["items"], case.k, seen=seen)
     np.testing.assert_array_equal(ids, expected_ids)
     np.testing.assert_array_equal(scores, expected.astype(np.float32))
 
 
 @each_implementation
-def test_top_k_filters_together(implementation):
-    arrays = top_k_arguments(TOP_K[3])
+@pytest.mark.parametrize("case", TOP_K[3:5], ids=lambda case: case.name)
+def test_top_k_filters_together(case, implementation):
+    arrays = top_k_arguments(case)
     rng = np.random.default_rng(4)
-    exclude = rng.integers(-1, 1031, (67, 40)).astype(np.int32)
-    allow = rng.random(1031) < 0.5
+    exclude = rng.integers(-1, case.n_items, (case.batch, 40)).astype(np.int32)
+    allow = rng.random(case.n_items) < 0.5
     seen = np.split(arrays["seen_indices"], arrays["seen_indptr"][1:-1])
-    ids, _ = top_k.search(**arrays, exclude=exclude, allow=allow, implementation=implementation)
-    expected, _ = naive.top_k(arrays["queries"], arrays["items"], 10, seen=seen, exclude=exclude, allow=allow)
+    ids, _ = search(arrays | {"exclude": exclude, "allow": allow}, implementation=implementation)
+    expected, _ = naive.top_k(arrays["queries"], arrays["items"], case.k, seen=seen, exclude=exclude, allow=allow)
     np.testing.assert_array_equal(ids, expected)
 
 
@@ -191,18 +240,28 @@ def test_nan_and_infinity_never_rank(implementation):
 def test_top_k_under_transformations(implementation):
     arrays = {name: jnp.asarray(a) if name != "k" else a for name, a in top_k_arguments(TOP_K[0]).items()}
 
-    def search(queries):
-        return top_k.search(**(arrays | {"queries": queries}), implementation=implementation)
+    def found(queries):
+        return search(arrays | {"queries": queries}, implementation=implementation)
 
-    ids, _ = search(arrays["queries"])
-    np.testing.assert_array_equal(jax.jit(search)(arrays["queries"])[0], ids)
-    mapped = jax.vmap(search)(jnp.stack([arrays["queries"], -arrays["queries"]]))
+    ids, _ = found(arrays["queries"])
+    np.testing.assert_array_equal(jax.jit(found)(arrays["queries"])[0], ids)
+    mapped = jax.vmap(found)(jnp.stack([arrays["queries"], -arrays["queries"]]))
     np.testing.assert_array_equal(mapped[0][0], ids)
-    mesh = jax.make_mesh((1,), ("rows",))
-    sharded = jax.shard_map(search, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
-    np.testing.assert_array_equal(jax.jit(sharded)(arrays["queries"])[0], ids)
-    gradient = jax.grad(lambda q: jnp.sum(jnp.where(jnp.isfinite(search(q)[1]), search(q)[1], 0.0)))(arrays["queries"])
+    gradient = jax.grad(lambda q: jnp.sum(jnp.where(jnp.isfinite(found(q)[1]), found(q)[1], 0.0)))(arrays["queries"])
     np.testing.assert_allclose(gradient[0], np.asarray(arrays["items"])[np.asarray(ids[0])].sum(0), rtol=1e-5)
+
+
+@each_implementation
+def test_top_k_sharded_over_devices(implementation):
+    rng = np.random.default_rng(6)
+    queries, items = (jnp.asarray(rng.integers(-2, 3, (n, 5)), jnp.float32) for n in (48, 100))
+
+    def best(queries):
+        return top_k.search(queries, items, 7, implementation=implementation)
+
+    sharded = jax.shard_map(best, mesh=devices(), in_specs=P("rows"), out_specs=P("rows"), check_vma=False)
+    for found, expected in zip(jax.jit(sharded)(queries), best(queries), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_dispatch_refuses_what_cannot_run():
@@ -210,11 +269,13 @@ def test_dispatch_refuses_what_cannot_run():
     with pytest.raises(NotImplementedError, match=r'top_k.*"pallas".*"auto" would take "numba"'):
         top_k.search(*arguments, implementation="pallas")
     with pytest.raises(ValueError, match="must be one of"):
-        top_k.search(*arguments, implementation="fastest")
+        unwrap(top_k.search)(*arguments, implementation="fastest")
+    with pytest.raises(NotImplementedError, match="k=1025 is above 1024"):
+        top_k.search(*arguments[:2], 1025, implementation="numba")
     wide = least_squares_arguments(LEAST_SQUARES[1]._replace(rank=300))
     with pytest.raises(NotImplementedError, match="rank 300 is above 256"):
-        least_squares.solve(**wide, implementation="numba")
-    assert least_squares.solve(**wide).x.shape == (1, 300)
+        solve(wide, implementation="numba")
+    assert solve(wide).x.shape == (1, 300)
 
 
 def test_auto_takes_the_special_implementation():
@@ -245,4 +306,4 @@ def test_a_program_for_other_platforms_holds_the_reference():
 )
 def test_least_squares_refuses(change, message):
     with pytest.raises(ValueError, match=message):
-        least_squares.solve(**(least_squares_arguments(LEAST_SQUARES[4]) | change))
+        unwrap(least_squares.solve)(**(least_squares_arguments(LEAST_SQUARES[4]) | change))

@@ -11,7 +11,6 @@ from affinax.engine.data import Interactions
 from affinax.engine.errors import InteractionError
 from affinax.engine.evaluation import Evaluation, mae, rmse
 from affinax.engine.evaluation.metrics import RANKING
-from affinax.kernels.threads import load_thread_layer
 
 from . import naive
 
@@ -52,7 +51,6 @@ def test_interactions_and_lists_say_the_same(name):
 @pytest.mark.parametrize("name", ["recall", "precision", "hit_rate", "ndcg", "map", "mrr"])
 def test_equals_ranx(name, k):
     ranx = pytest.importorskip("ranx")
-    load_thread_layer()  # ranx runs Numba in parallel; what is first to do so chooses the layer for the process
     ids, relevant = _lists(seed=11)
     kept = [row for row in range(len(ids)) if len(relevant[row])]
     truth = {str(row): {str(item): 1 for item in relevant[row]} for row in kept}

@@ -171,7 +171,9 @@ def test_unknown_ids_and_titles(fitted):
     ):
         with pytest.raises(InteractionError, match=r"'Flim 4 \(1984\)' is neither .*did you mean 'Film 4 \(1984\)'"):
             call()
-    with pytest.raises(InteractionError, match=r"99 is neither an id nor a title here; ids are such as \[0, 1, 2\]"):
+    with pytest.raises(
+        InteractionError, match=r"99 is neither an id nor a title here; ids are whole numbers, such as \[0, 1, 2\]"
+    ):
         fitted.similar_items(99)
 
 

@@ -12,13 +12,12 @@ import numpy as np
 
 from ...kernels import csr
 from ..errors import InteractionError
+from .checking import MAX_INDEX, checked_ids, checked_timestamps, checked_values
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import polars
     import scipy.sparse
-
-_MAX_INDEX = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +100,8 @@ class Interactions:
         """
         n_users = len(user_ids) if n_users is None and user_ids is not None else n_users
         n_items = len(item_ids) if n_items is None and item_ids is not None else n_items
-        users, n_users = _checked_ids("user", users, n_users)
-        items, n_items = _checked_ids("item", items, n_items)
+        users, n_users = checked_ids("user", users, n_users)
+        items, n_items = checked_ids("item", items, n_items)
         columns = {"users": users, "items": items}
         if values is not None:
             columns["values"] = values = checked_values(values)
@@ -166,14 +165,13 @@ class Interactions:
         """User of each interaction, int32 `[nnz]`."""
         return _frozen(np.repeat(np.arange(self.n_users, dtype=np.int32), np.diff(self.indptr)))
 
-    @functools.cached_property
     def by_item(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`(indptr [n_items + 1] int64, users [nnz] int32, source [nnz] int64)`: the same sorted by item and user.
 
-        `source[k]` is the place, in this object's order, of the k-th interaction of that order.
+        `source[k]` is the place, in this object's order, of the k-th interaction of that order. Computed at each call:
+        kept, it would double the memory of the data.
         """
-        indptr, users, source = csr.transpose(self.indptr, self.items, self.n_items)
-        return _frozen(indptr), _frozen(users), _frozen(source)
+        return csr.transpose(self.indptr, self.items, self.n_items)
 
     def items_of(self, user: int) -> np.ndarray:
         """Items of one user, ascending."""
@@ -197,12 +195,12 @@ class Interactions:
         """
         import jax.numpy as jnp
 
-        if self.nnz > _MAX_INDEX:
+        if self.nnz > MAX_INDEX:
             raise InteractionError(
-                f"{self.nnz:,} interactions exceed the {_MAX_INDEX:,} that one device can index; "
+                f"{self.nnz:,} interactions exceed the {MAX_INDEX:,} that one device can index; "
                 "use blocks(rows_per_block, entries_per_block)"
             )
-        indptr_t, users, source = self.by_item
+        indptr_t, users, source = self.by_item()
         one = np.ones(1, np.float32)
         return csr.SparseMatrix(
             by_user=csr.CSR(
@@ -233,10 +231,10 @@ class Interactions:
         import jax.numpy as jnp
 
         longest = int(np.diff(self.indptr).max())
-        if not longest <= max_entries <= _MAX_INDEX:
+        if not longest <= max_entries <= MAX_INDEX:
             raise InteractionError(
                 f"{max_entries=} must be at least the {longest} interactions of the busiest user, "
-                f"and at most {_MAX_INDEX}"
+                f"and at most {MAX_INDEX}"
             )
         bounds = [0]
         while bounds[-1] < self.n_users:
@@ -304,80 +302,3 @@ class Interactions:
 def _frozen(array: np.ndarray) -> np.ndarray:
     array.flags.writeable = False
     return array
-
-
-def _vector(what: str, data: Any) -> np.ndarray:
-    try:
-        array = np.asarray(data)
-    except ValueError as error:  # lists of different lengths
-        raise InteractionError(f"{what} must be one-dimensional: {error}") from error
-    if array.ndim != 1:
-        raise InteractionError(f"{what} must be one-dimensional; got shape {array.shape}")
-    if np.ma.is_masked(data):  # NumPy would give what is under the mask
-        raise InteractionError(f"{what} are masked at {int(np.ma.count_masked(data)):,} places; leave those out")
-    return array
-
-
-def _checked_ids(side: str, ids: Any, n: int | None) -> tuple[np.ndarray, int]:
-    array = _vector(f"{side}s", ids)
-    if array.size == 0:
-        return array.astype(np.int32), n or 0
-    if array.dtype.kind not in "iu":
-        raise InteractionError(
-            f"{side} ids must be whole numbers; got {array.dtype} such as {array[:1].tolist()}. "
-            "Vocabulary maps other ids to dense indices"
-        )
-    limit = _MAX_INDEX if n is None else n - 1
-    if n is not None and not 0 <= n <= _MAX_INDEX:
-        raise InteractionError(f"n_{side}s={n} must be in [0, {_MAX_INDEX}]")
-    wrong = (array < 0) | (array > limit)
-    if wrong.any():
-        first = int(np.argmax(wrong))
-        bound = f"[0, {n}) given by n_{side}s={n}" if n is not None else "[0, 2**31 - 1)"
-        raise InteractionError(f"{side} id {array[first]} is outside {bound}; first at position {first:,}")
-    n = int(array.max()) + 1 if n is None else n
-    if n > _MAX_INDEX:
-        raise InteractionError(f"{side} id {array.max()} is outside [0, 2**31 - 1)")
-    return array.astype(np.int32), n
-
-
-def checked_values(values: Any) -> np.ndarray:
-    """Values as finite float32, or an InteractionError that names the first that is not."""
-    array = _vector("values", values)
-    if array.dtype.kind not in "iufb":
-        raise InteractionError(f"values must be numbers; got {array.dtype} such as {array[:1].tolist()}")
-    with np.errstate(over="ignore"):
-        narrow = array.astype(np.float32)
-    _require_finite("value", array, narrow)
-    return narrow
-
-
-def checked_timestamps(timestamps: Any) -> np.ndarray:
-    """Timestamps as int64 or finite float64; datetimes become seconds since 1970, whole ones if all are."""
-    array = _vector("timestamps", timestamps)
-    if array.dtype.kind == "M":
-        if np.isnat(array).any():
-            raise InteractionError(f"timestamp missing at position {int(np.argmax(np.isnat(array))):,}")
-        microseconds = array.astype("datetime64[us]").astype(np.int64)
-        return microseconds / 10**6 if (microseconds % 10**6).any() else microseconds // 10**6
-    if array.dtype.kind in "iu":
-        if array.max(initial=0) > np.iinfo(np.int64).max:
-            raise InteractionError(f"timestamp {array.max()} does not fit int64")
-        return array.astype(np.int64)
-    if array.dtype.kind == "f":
-        wide = array.astype(np.float64)
-        _require_finite("timestamp", array, wide)
-        return wide
-    raise InteractionError(f"timestamps must be numbers or datetimes; got {array.dtype}")
-
-
-def _require_finite(what: str, given: np.ndarray, converted: np.ndarray) -> None:
-    wrong = ~np.isfinite(converted)
-    if wrong.any():
-        first = int(np.argmax(wrong))
-        raise InteractionError(
-            f"{what} {given[first]} at position {first:,} is not a finite float32 number "
-            f'({int(wrong.sum())} such). clean(..., missing="drop") leaves them out'
-            if what == "value"
-            else f"{what} {given[first]} at position {first:,} is not finite ({int(wrong.sum())} such)"
-        )

@@ -11,6 +11,8 @@ import numpy as np
 
 from ..errors import InteractionError
 
+_MOST_COMPARED = 50_000  # names that a mistyped one is held against, about half a second's worth
+
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
@@ -139,9 +141,12 @@ class Vocabulary:
     def _similar(self, name: Any) -> str:
         import difflib
 
-        if not isinstance(name, str):
-            return f"; ids are such as {self.ids[:3].tolist()}"
-        candidates = self._index_of_title if self._index_of_title else dict.fromkeys(map(str, self.ids.tolist()))
+        candidates = list(self._index_of_title) or ([] if self.ids.dtype.kind == "i" else self.ids.tolist())
+        if not isinstance(name, str) or not candidates:
+            kind = "whole numbers" if self.ids.dtype.kind == "i" else "text"
+            return f"; ids are {kind}, such as {self.ids[:3].tolist()}"
+        if len(candidates) > _MOST_COMPARED:
+            return f"; names are such as {candidates[:3]}"
         close = difflib.get_close_matches(name, candidates, 3, 0.5)
         return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 

@@ -46,6 +46,15 @@ def fold_in(
     Raises:
         InteractionError: A history that names rows the model does not have.
         ValueError: The model has no least-squares objective, or `side` is unknown.
+
+    With the explicit objective it is `R V (V^T V + l2 I)^-1`, here with l2 = 1:
+
+    >>> from affinax.engine.factorization import ExplicitObjective
+    >>> objective = ExplicitObjective(l2=jnp.float32(1), l2_exponent=jnp.float32(0))
+    >>> model = Factors(jnp.zeros((1, 2)), jnp.array([[1.0, 0.0], [1.0, 1.0]]), objective=objective)
+    >>> history = Interactions.from_coo([0, 0], [0, 1], [1.0, 4.0])
+    >>> [round(x, 4) for x in fold_in(model, history)[0].tolist()]
+    [1.2, 1.4]
     """
     rows = _solved(model, history, side, gram, implementation)
     return separated(rows, model.users.shape[1])[0]

@@ -142,6 +142,12 @@ def similar_items(
 
     Raises:
         InteractionError, ValueError: As `recommend`, or an unknown metric.
+
+    >>> from affinax.engine.factorization import Factors
+    >>> model = Factors(jnp.zeros((1, 3)), jnp.array([[0.5, 0.6, 0.7], [0.4, 0.5, 0.6]]))
+    >>> ids, scores = similar_items(model, [0], k=1)
+    >>> ids.tolist(), round(scores.item(), 4)
+    ([[1]], 0.9996)
     """
     if metric not in ("cosine", "dot"):
         raise ValueError(f'{metric=} must be "cosine" or "dot"')

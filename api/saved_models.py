@@ -1,0 +1,49 @@
+"""Models as flat arrays with a description, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from .engine.factorization import ExplicitObjective, Factors, ImplicitObjective
+from .engine.neighbors import Popularity
+
+_KINDS = {kind.__name__: kind for kind in (ExplicitObjective, Factors, ImplicitObjective, Popularity)}
+
+
+def flatten(model: Any, name: str = "model") -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays of a model, a tuple with named fields that may nest, and what `restore` needs besides.
+
+    >>> arrays, described = flatten(Popularity(jnp.ones(3)))
+    >>> list(arrays), described
+    (['model.counts'], {'type': 'Popularity', 'fields': {'counts': 'model.counts'}})
+    """
+    arrays: dict[str, np.ndarray] = {}
+    fields: dict[str, Any] = {}
+    for field, value in model._asdict().items():
+        if value is None:
+            fields[field] = None
+        elif hasattr(value, "_asdict"):
+            inner, fields[field] = flatten(value, f"{name}.{field}")
+            arrays |= inner
+        else:
+            fields[field] = f"{name}.{field}"
+            arrays[fields[field]] = np.asarray(value)
+    return arrays, {"type": type(model).__name__, "fields": fields}
+
+
+def restore(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
+    """The inverse of `flatten`.
+
+    Raises:
+        KeyError: A type that is none of ours, or an array that is not there.
+    """
+
+    def value(field: Any) -> Any:
+        if field is None:
+            return None
+        return restore(field, arrays) if isinstance(field, dict) else jnp.asarray(arrays[field])
+
+    return _KINDS[described["type"]](**{name: value(field) for name, field in described["fields"].items()})
