@@ -22,7 +22,11 @@ app = typer.Typer(
 File = Annotated[
     Path, typer.Argument(help="Interactions: .csv, .tsv, .dat, .parquet, .jsonl, or one of these with .gz")
 ]
-Columns = Annotated[str | None, typer.Option(help="Columns of a file without a header, such as user,item,value,time")]
+Columns = Annotated[
+    str | None,
+    typer.Option(help="What the columns are: by name, user=reader,item=book, or in their order, user,item,value,time"),
+]
+Header = Annotated[bool | None, typer.Option("--header/--no-header", help="Whether the first line names the columns")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="A parameter, such as rank=64; repeatable")]
 Seed = Annotated[int, typer.Option(help="Of all that is random")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON")]
@@ -64,6 +68,7 @@ def fit(
     algorithm: Annotated[str, typer.Option(help="Name of the algorithm")] = "implicit-als",
     settings: Settings = None,
     columns: Columns = None,
+    header: Header = None,
     missing: Missing = "error",
     duplicates: Duplicates = "error",
     seed: Seed = 0,
@@ -73,7 +78,7 @@ def fit(
     from .recommender import Recommender
 
     parameters = parse_settings(settings or [], [algorithm])[algorithm]
-    interactions = read_file(file, columns, missing, duplicates)
+    interactions = read_file(file, columns, header, missing, duplicates)
     recommender = Recommender(algorithm, seed=seed, **parameters).fit(interactions)
     recommender.save(out)
     user = shlex.quote(str(recommender.user_ids.ids[0]))
@@ -118,6 +123,7 @@ def evaluate(
         list[str] | None, typer.Option("--set", help="Such as implicit-als.rank=64; repeatable")
     ] = None,
     columns: Columns = None,
+    header: Header = None,
     missing: Missing = "error",
     duplicates: Duplicates = "error",
     k: K = 10,
@@ -131,12 +137,12 @@ def evaluate(
     from .reporting import metrics_plot, print_comparison, summary, write_json
 
     parameters = parse_settings(settings or [], algorithm)
-    interactions = read_file(file, columns, missing, duplicates)
+    interactions = read_file(file, columns, header, missing, duplicates)
     if test is None:
         train_part, test_part = split_file(interactions, split, seed)
     else:
         train_part = interactions
-        test_part = read_file(test, columns, missing, duplicates, like=interactions)
+        test_part = read_file(test, columns, header, missing, duplicates, like=interactions)
     results = compare(algorithm, train_part, test_part, k=k, seed=seed, parameters=parameters)
     print_comparison(results)
     if json_out:

@@ -60,21 +60,30 @@ def parameters_of(name: str) -> dict[str, Any]:
     return {**names, **algorithm.defaults, **({"steps": algorithm.steps} if algorithm.steps else {})}
 
 
-def check_parameters(name: str, parameters: dict[str, Any]) -> None:
-    """Refuses parameters that the algorithm does not have, and whole numbers that are none.
+def checked_parameters(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters, once it is sure that the algorithm has them and that they are in range.
 
     Raises:
-        ValueError: Such a parameter, or an unknown algorithm.
+        ValueError: One that is not, or an unknown algorithm.
     """
-    known = parameters_of(name)
+    known, checked = parameters_of(name), dict(parameters)
     signature = inspect.signature(named(name).build).parameters
     for parameter, value in parameters.items():
         if parameter not in known:
             has = f"it has {sorted(known)}" if known else "it has none"
             raise ValueError(f"{name} has no parameter {parameter!r}; {has}")
-        whole = parameter == "steps" or signature[parameter].annotation in ("int", int)
-        if whole and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
-            raise ValueError(f"{name}: {parameter}={value!r} must be a whole number")
+        if parameter == "steps" or signature[parameter].annotation in ("int", int):
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+                raise ValueError(f"{name}: {parameter}={value!r} must be a whole number")
+            checked[parameter] = int(value)
+    algorithm = named(name)
+    if algorithm.steps:
+        settings = algorithm.defaults | checked
+        steps = settings.pop("steps", 1)
+        if steps < 1:
+            raise ValueError(f"{name}: {steps=} must be at least 1")
+        algorithm.build(**settings)  # which checks the rest
+    return checked
 
 
 def train(
@@ -93,8 +102,7 @@ def train(
         ValueError: An unknown name or parameter, values missing where they are needed, or options for an algorithm
             that takes no steps.
     """
-    algorithm, parameters = named(name), dict(parameters or {})
-    check_parameters(name, parameters)
+    algorithm, parameters = named(name), checked_parameters(name, parameters or {})
     if algorithm.needs_values and interactions.values is None:
         raise ValueError(f"{name} learns from values, and these interactions have none; try implicit-als")
     steps = parameters.pop("steps", algorithm.steps)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import typer
 
-from .algorithms import parameters_of
+from .algorithms import checked_parameters, parameters_of
 from .engine.data import Interactions, read_interactions
 from .recommender import Recommender
 
@@ -19,7 +19,8 @@ def parse_settings(settings: Sequence[str], algorithms: Sequence[str]) -> dict[s
     """Parameters of each algorithm from `rank=64` (for all that have it) or `implicit-als.rank=64` (for one).
 
     Raises:
-        ValueError: A setting of another form, for an algorithm that is not asked for, or that none of them has.
+        ValueError: A setting of another form, for an algorithm that is not asked for, that none of them has, or out
+            of its range; or an unknown algorithm.
 
     >>> parse_settings(["rank=8", "implicit-als.l2=1e-3"], ["implicit-als", "popularity"])
     {'implicit-als': {'rank': 8, 'l2': 0.001}, 'popularity': {}}
@@ -42,18 +43,38 @@ def parse_settings(settings: Sequence[str], algorithms: Sequence[str]) -> dict[s
             raise ValueError(f"--set {setting!r}: no algorithm here has the parameter {parameter!r}. {have}")
         for target in targets:
             parsed[target][parameter] = value
-    return parsed
+    return {target: checked_parameters(target, values) for target, values in parsed.items()}
+
+
+def parse_columns(text: str) -> dict[str, str | int] | list[str]:
+    """Columns by name or position, `user=reader,item=2`, or roles in column order, `user,item,value,time`.
+
+    >>> parse_columns("user=reader, item=2"), parse_columns("user,item")
+    ({'user': 'reader', 'item': 2}, ['user', 'item'])
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if "=" not in text:
+        return parts
+    pairs = [part.partition("=") for part in parts]
+    wrong = [part for part, (_, equals, name) in zip(parts, pairs, strict=True) if not equals or not name]
+    if wrong:
+        raise ValueError(f"--columns {text!r}: {wrong[0]!r} must be role=column, as the others are")
+    return {role.strip(): int(name) if name.strip().isdigit() else name.strip() for role, _, name in pairs}
 
 
 def read_file(
-    path: Path, columns: str | None, missing: str, duplicates: str, like: Interactions | None = None
+    path: Path,
+    columns: str | None,
+    header: bool | None,
+    missing: str,
+    duplicates: str,
+    like: Interactions | None = None,
 ) -> Interactions:
     """Reads a file and says what was found; `like` gives the vocabularies of an earlier one."""
-    names = None if columns is None else [name.strip() for name in columns.split(",")]
-    vocabularies: dict[str, Any] = {}
+    options: dict[str, Any] = {"columns": None if columns is None else parse_columns(columns), "missing": missing}
     if like is not None:
-        vocabularies = {"user_ids": like.user_ids, "item_ids": like.item_ids, "unknown": "drop"}
-    x = read_interactions(path, columns=names, missing=missing, duplicates=duplicates, **vocabularies)
+        options |= {"user_ids": like.user_ids, "item_ids": like.item_ids, "unknown": "drop"}
+    x = read_interactions(path, header=header, duplicates=duplicates, **options)
     times = ""
     if x.timestamps is not None:
         first, last = (_day(t) for t in (x.timestamps.min(), x.timestamps.max()))

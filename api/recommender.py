@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
-from .algorithms import check_parameters, train
+from .algorithms import checked_parameters, train
 from .engine import storage
 from .engine.data import Interactions, Vocabulary, clean, read_interactions
 from .engine.errors import InteractionError, ModelFileError
@@ -46,10 +46,9 @@ class Recommender:
     """
 
     def __init__(self, algorithm: str = "implicit-als", *, seed: int = 0, **parameters: Any):
-        check_parameters(algorithm, parameters)
         self.algorithm = algorithm
         self.seed = seed
-        self.parameters = parameters
+        self.parameters = checked_parameters(algorithm, parameters)
         self.model: Any = None
         self.history: History | None = None
         self._train: Interactions | None = None

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import least_squares_blocks, least_squares_cg, simd, xla_ffi
 
-MAX_RANK = 256
+MAX_RANK = 1024
 
 
 def solve_rows(

@@ -76,7 +76,7 @@ def test_columns_by_name_position_and_order(columns):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        (None, "no user column among .*Name it"),
+        (None, "no user column among .*Say which column is what"),
         ({"user": "who"}, "no item column"),
         ({"user": "who", "item": "sku"}, "no column 'sku' for item; it has"),
         ({"user": 0, "item": 3}, "column 3 for item is outside"),

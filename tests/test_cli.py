@@ -140,6 +140,16 @@ def test_columns_of_a_file_without_a_header(run, files, tmp_path):
     assert "column" in _error(run("evaluate", files / "bare.tsv", "--columns", "user,price", *same, bare))
 
 
+def test_columns_by_name_and_position(run, tmp_path):
+    (tmp_path / "loans.csv").write_text("reader;book;stars\na;x;5\nb;x;3\nb;y;4\n")
+    fit = ["fit", tmp_path / "loans.csv", "--algorithm", "popularity", "--out", tmp_path / "m", "--columns"]
+    for columns in (["user=reader, item=book"], ["user=0,item=1", "--header"], ["user,item,value", "--header"]):
+        assert "3 rows, 2 users, 2 items" in run(*fit, *columns)[1]
+    assert "'item' must be role=column" in _error(run(*fit, "user=reader,item"))
+    assert "no column 'title'" in _error(run(*fit, "user=reader,item=title"))
+    assert "say header=True (--header)" in _error(run(*fit, "user,item,value"))
+
+
 def test_settings(run, files):
     few = ["--algorithm", "popularity", "--algorithm", "implicit-als"]
     evaluate = ["evaluate", files / "ratings.csv", *few, "--set"]

@@ -88,6 +88,12 @@ def test_numba_takes_the_same_steps_as_the_reference(case, solver, dtype):
     close(found.loss, np.asarray(expected.loss), 1e-3)
 
 
+def test_long_vectors():
+    arrays = least_squares_arguments(LEAST_SQUARES[5]._replace(n_columns=900, rank=400))
+    x, _ = naive.least_squares(**arrays)
+    close(solve(arrays, solver="cg", iterations=60, implementation="numba").x, x, 1e-3)
+
+
 @each_implementation
 def test_a_matrix_that_does_not_factorize_is_jittered(implementation):
     table = np.ones((2, 4), np.float32)  # rank 1
@@ -272,10 +278,10 @@ def test_dispatch_refuses_what_cannot_run():
         unwrap(top_k.search)(*arguments, implementation="fastest")
     with pytest.raises(NotImplementedError, match="k=1025 is above 1024"):
         top_k.search(*arguments[:2], 1025, implementation="numba")
-    wide = least_squares_arguments(LEAST_SQUARES[1]._replace(rank=300))
-    with pytest.raises(NotImplementedError, match="rank 300 is above 256"):
+    wide = least_squares_arguments(LEAST_SQUARES[1]._replace(rank=1025))
+    with pytest.raises(NotImplementedError, match="rank 1025 is above 1024"):
         solve(wide, implementation="numba")
-    assert solve(wide).x.shape == (1, 300)
+    assert solve(wide).x.shape == (1, 1025)
 
 
 def test_auto_takes_the_special_implementation():

@@ -100,7 +100,11 @@ def test_columns_by_name_position_and_order(tmp_path, name, columns, header):
 def test_header_and_separator_can_be_said(tmp_path):
     data = "user,item\nann,tea\n"
     assert _rows(_read(tmp_path, data, columns=("user", "item"), header=True)) == [("ann", "tea")]
-    assert _rows(_read(tmp_path, data, columns=("user", "item"))) == [("ann", "tea"), ("user", "item")]
+    assert _rows(_read(tmp_path, data, columns=("user", "item"), header=False)) == [("ann", "tea"), ("user", "item")]
+    with pytest.raises(InteractionError, match=r"x.csv, line 1 reads like a header: .*header=True"):
+        _read(tmp_path, data, columns=("user", "item"))
+    with pytest.raises(InteractionError, match=r"line 1: value 'stars' .*If this line is a header, say header=True"):
+        _read(tmp_path, "reader,book,stars\nann,tea,5\n", columns=("user", "item", "value"))
     assert _rows(_read(tmp_path, "a~~b\nc~~d\n", "x.txt", columns=("user", "item"), separator="~~")) == [
         ("a", "b"),
         ("c", "d"),
@@ -134,6 +138,11 @@ def test_quoted_fields(tmp_path):
     assert _rows(_read(tmp_path, 'user\titem\n"a\tb"\n', "x.tsv")) == [('"a', 'b"')]
     with pytest.raises(InteractionError, match=r"x\.csv, line 4: value 'x' is no finite"):
         _read(tmp_path, 'user,item,value\n"two\nlines",b,1\na,b,x\n')
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_csv_without_commas(tmp_path, separator):
+    assert _rows(_read(tmp_path, _text(separator, [("a b", "tea")], ("user", "item")))) == [("a b", "tea")]
 
 
 @pytest.mark.parametrize(

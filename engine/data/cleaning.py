@@ -139,9 +139,11 @@ def _present(table: Table, missing: str) -> np.ndarray:
         text = (table.raw if table.raw is not None else frame)[role][row]
         kind = "no number and no date (year first)" if role == "time" else "no finite float32 number"
         what = "is missing" if text is None or text == "" else f"{text!r} is {kind}"
+        maybe_header = table.spelled and row == 0 and table.place[0] == 1
         raise InteractionError(
             f"{_place(table, row)}: {role} {what}. "
-            f'Pass missing="drop" to leave such rows out ({int(wrong.sum()):,} here)'
+            + ("If this line is a header, say header=True (--header). Else pass" if maybe_header else "Pass")
+            + f' missing="drop" to leave such rows out ({int(wrong.sum()):,} here)'
         )
     return ~wrong
 

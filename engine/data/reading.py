@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import InteractionError
 from .cleaning import clean
 from .interactions import Interactions
-from .tables import Columns, Table, choose_columns, column_of, parse_table
+from .tables import Columns, Table, choose_columns, column_of, parse_table, usual_roles
 
 if TYPE_CHECKING:
     import polars as pl
@@ -45,9 +45,10 @@ def read_interactions(
         columns: Which column is what: a mapping `{"user": "customer", "item": "sku", "value": 3}` of names or
             positions, or a sequence `("user", "item", "value", "time")` in column order, where "skip" leaves one out.
             If None, the header must hold the usual names (user, user_id, item_id, rating, timestamp, …).
-        separator: Of delimited text. If None, that of `.csv` or `.tsv`, else the first of `::`, tab, `,`, `;`, `|`
-            and space that the first line holds.
-        header: Whether the first line names the columns; if None, True unless `columns` goes by position.
+        separator: Of delimited text. If None, that of `.csv` or `.tsv` if the first line holds it, else the first of
+            `::`, tab, `,`, `;`, `|` and space that it holds.
+        header: Whether the first line names the columns; if None, True unless `columns` goes by position, when a
+            first line that reads like a header is refused.
         **cleaning: Passed to `clean`: missing, duplicates, thresholds, vocabularies.
 
     Returns:
@@ -71,10 +72,14 @@ def read_interactions(
     elif kind in (".jsonl", ".ndjson"):
         table = _json_lines(path, _decoded(path, data), columns)
     else:
-        if header is None:
-            named = isinstance(columns, Mapping) and not all(isinstance(name, int) for name in columns.values())
-            header = columns is None or named
-        table = _delimited(path, _decoded(path, data), columns, separator or _SEPARATORS.get(kind), header)
+        text = _decoded(path, data)
+        if separator is None:
+            first = text.lstrip("\r\n").split("\n", 1)[0]
+            usual = _SEPARATORS.get(kind, ",")
+            separator = next(
+                (guess for guess in ((usual, *_GUESSED) if kind in _SEPARATORS else _GUESSED) if guess in first), usual
+            )
+        table = _delimited(path, text, columns, separator, header)
     return clean(parse_table(table), **cleaning)
 
 
@@ -139,15 +144,20 @@ def _json_lines(path: Path, text: str, columns: Columns | None) -> Table:
     return Table(frame, np.asarray(places, np.int64), path.name, "line")
 
 
-def _delimited(path: Path, text: str, columns: Columns | None, separator: str | None, header: bool) -> Table:
+def _delimited(path: Path, text: str, columns: Columns | None, separator: str, header: bool | None) -> Table:
     """All fields as text, one row a line; a line with another number of fields is an error that names it."""
     import polars as pl
 
-    if separator is None:
-        first = text.lstrip("\r\n").split("\n", 1)[0]
-        separator = next((guess for guess in _GUESSED if guess in first), ",")
     split = _split_quoted if separator in (",", ";") and '"' in text else _split_lines
     names, places, take = split(path, text, separator)
+    if header is None:
+        named = isinstance(columns, Mapping) and not all(isinstance(name, int) for name in columns.values())
+        header = columns is None or named
+        if not header and usual_roles(names).keys() >= {"user", "item"}:
+            raise InteractionError(
+                f"{path.name}, line {places[0]:,} reads like a header: {names}. "
+                "header=True (--header) takes it for one, header=False (--no-header) for an interaction"
+            )
     if not header:
         names = [f"column_{k + 1}" for k in range(len(names))]
     if len(set(names)) < len(names):

@@ -153,15 +153,22 @@ def column_of(role: str, values: list[Any], place: Callable[[int], str] = "posit
         raise InteractionError(f"{role}: no column can hold these values: {error}") from error
 
 
+def usual_roles(names: Sequence[Any]) -> dict[str, Any]:
+    """The columns whose names say what they hold, by role."""
+    usual = {str(name).strip().lower().split(":")[0].replace(" ", "_"): name for name in reversed(names)}
+    roles = {}
+    for role, usuals in _USUAL_NAMES.items():
+        present = [usual[name] for name in usuals if name in usual]
+        if present:
+            roles[role] = present[0]
+    return roles
+
+
 def choose_columns(names: Sequence[Any], columns: Columns | None, where: str) -> dict[str, Any]:
     """The source's column for each role: `{"user": …, "item": …[, "value": …][, "time": …]}`."""
     chosen: dict[str, Any] = {}
     if columns is None:
-        usual = {str(name).strip().lower().split(":")[0].replace(" ", "_"): name for name in reversed(names)}
-        for role, usuals in _USUAL_NAMES.items():
-            present = [usual[name] for name in usuals if name in usual]
-            if present:
-                chosen[role] = present[0]
+        chosen = usual_roles(names)
     elif isinstance(columns, Mapping):
         for role, name in columns.items():
             if isinstance(name, int):
@@ -184,8 +191,9 @@ def choose_columns(names: Sequence[Any], columns: Columns | None, where: str) ->
     for role in ("user", "item"):
         if role not in chosen:
             raise InteractionError(
-                f"{where}: no {role} column among {list(names)}. Name it: columns={{'user': …, 'item': …}} "
-                f"or, without a header, columns=('user', 'item', 'value', 'time')"
+                f"{where}: no {role} column among {list(names)}. Say which column is what: "
+                f"columns={{'user': …, 'item': …}} by name, or, without a header, ('user', 'item', 'value', 'time') in "
+                "order; on the command line --columns user=…,item=… or --columns user,item,value,time"
             )
     return {role: chosen[role] for role in ROLES if role in chosen}
 
