@@ -115,8 +115,6 @@ def _reference(queries, items, seen_indptr, seen_indices, seen_rows, exclude, al
 def _supports(queries, items, *_, k: int) -> str | None:
     if queries.dtype != jnp.float32 or items.dtype != jnp.float32:
         return f"queries of {queries.dtype} and items of {items.dtype} must both be float32"
-    if k > top_k_numba.MAX_K:
-        return f"{k=} is above {top_k_numba.MAX_K}, where sorting all scores is faster than keeping a list"
     return None
 
 

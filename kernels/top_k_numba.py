@@ -2,8 +2,7 @@
 
 Many queries: items are packed in panels of 16, so that a tile of 4 queries by 16 items is summed in registers, and
 threads share out the queries. A few: packing would cost more than the products, so items are read as they lie, and
-threads share out the items. Either way a block is searched 64 scores at a time: only where their maximum beats the
-worst answer so far is anything compared.
+threads share out the items.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ import numba
 import numpy as np
 
 from . import simd, xla_ffi
+from .selection import first_places, select, sift_down, sort_best_first
 from .threads import WORKERS
 
-MAX_K = 1024
 _FEW = 8  # queries from which on packing pays
 _QUERIES = 64  # in a block
 _ITEMS = 1024  # in a block, a multiple of 64
@@ -37,56 +36,6 @@ def search_rows(queries, items, seen_indptr, seen_indices, seen_rows, exclude, a
     ids, scores, status = xla_ffi.call(name, kernel, results, *arguments)
     done = status[0] == 1
     return jnp.where(done, ids, -1), jnp.where(done, scores, jnp.nan)
-
-
-@numba.njit(cache=True, nogil=True)
-def _insert(ids, scores, score, item):
-    """Puts an item into its place in a list sorted by falling score, equal ones by rising id."""
-    place = len(scores) - 1
-    while place > 0 and (scores[place - 1] < score or (scores[place - 1] == score and ids[place - 1] > item)):
-        scores[place] = scores[place - 1]
-        ids[place] = ids[place - 1]
-        place -= 1
-    scores[place] = score
-    ids[place] = item
-
-
-@numba.njit(cache=True, nogil=True)
-def _first_places(first, size, seen_indptr, seen_rows, exclude):
-    """For each query of a block, where its seen and its excluded items begin."""
-    next_seen, next_excluded = np.empty(size, np.int64), np.zeros(size, np.int64)
-    for q in range(size):
-        next_seen[q] = seen_indptr[seen_rows[first + q]]
-        while next_excluded[q] < exclude.shape[1] and exclude[first + q, next_excluded[q]] < 0:
-            next_excluded[q] += 1
-    return next_seen, next_excluded
-
-
-@numba.njit(cache=True, nogil=True)
-def _select(tile, q, low, high, seen_indices, next_seen, end, exclude, next_excluded, allow, ids, scores):
-    """Masks row `q` of a tile, the scores of items `low` to `high`, and takes the best of it into the query's list."""
-    for j in range(high - low, (high - low + 63) // 64 * 64):
-        tile[q, j] = -np.inf
-    while next_seen[q] < end and seen_indices[next_seen[q]] < high:
-        if seen_indices[next_seen[q]] >= low:
-            tile[q, seen_indices[next_seen[q]] - low] = -np.inf
-        next_seen[q] += 1
-    while next_excluded[q] < len(exclude) and exclude[next_excluded[q]] < high:
-        if exclude[next_excluded[q]] >= low:
-            tile[q, exclude[next_excluded[q]] - low] = -np.inf
-        next_excluded[q] += 1
-    if len(allow):
-        for j in range(high - low):
-            if not allow[low + j]:
-                tile[q, j] = -np.inf
-    worst = scores[-1]
-    for j in range(0, high - low, 64):
-        if not simd.maximum64(tile, q * _ITEMS + j) > worst:
-            continue
-        for m in range(j, j + 64):
-            if tile[q, m] > worst:
-                _insert(ids, scores, tile[q, m], low + m)
-                worst = scores[-1]
 
 
 @numba.njit(parallel=True, nogil=True, cache=True)
@@ -123,7 +72,7 @@ def _search_many(queries, items, seen_indptr, seen_indices, seen_rows, exclude, 
                 for j in range(width):
                     columns[j, q] = queries[first + q, j]
             tile = np.empty((block_size, _ITEMS), np.float32)
-            next_seen, next_excluded = _first_places(first, size, seen_indptr, seen_rows, exclude)
+            next_seen, next_excluded = first_places(first, size, seen_indptr, seen_rows, exclude)
             ids[first : first + size] = -1
             scores[first : first + size] = -np.inf
             for low in range(0, n_items, _ITEMS):
@@ -146,7 +95,7 @@ def _search_many(queries, items, seen_indptr, seen_indices, seen_rows, exclude, 
                 for q in range(size):
                     row = first + q
                     end = seen_indptr[seen_rows[row] + 1]
-                    _select(
+                    select(
                         tile,
                         q,
                         low,
@@ -160,6 +109,8 @@ def _search_many(queries, items, seen_indptr, seen_indices, seen_rows, exclude, 
                         ids[row],
                         scores[row],
                     )
+            for row in range(first, first + size):
+                sort_best_first(ids[row], scores[row])
     status[0] = 1
 
 
@@ -181,7 +132,7 @@ def _search_few(queries, items, seen_indptr, seen_indices, seen_rows, exclude, a
     queue = np.zeros(1, np.int64)
     for worker in numba.prange(WORKERS):
         tile = np.empty((batch, _ITEMS), np.float32)
-        next_seen, next_excluded = _first_places(0, batch, seen_indptr, seen_rows, exclude)
+        next_seen, next_excluded = first_places(0, batch, seen_indptr, seen_rows, exclude)
         while True:
             low = simd.take_number(queue, 0) * _ITEMS
             if low >= n_items:
@@ -192,7 +143,7 @@ def _search_few(queries, items, seen_indptr, seen_indices, seen_rows, exclude, a
                     tile[q, item - low] = _product(queries[q], items[item])
             for q in range(batch):
                 end = seen_indptr[seen_rows[q] + 1]
-                _select(
+                select(
                     tile,
                     q,
                     low,
@@ -208,12 +159,11 @@ def _search_few(queries, items, seen_indptr, seen_indices, seen_rows, exclude, a
                 )
     ids[:] = -1
     scores[:] = -np.inf
-    for worker in range(WORKERS):
-        for q in range(batch):
+    for q in range(batch):
+        for worker in range(WORKERS):
             for place in range(k):
                 score, item = own_scores[worker, q, place], own_ids[worker, q, place]
-                if item < 0 or score < scores[q, k - 1]:
-                    break
-                if score > scores[q, k - 1] or item < ids[q, k - 1]:
-                    _insert(ids[q], scores[q], score, item)
+                if score > scores[q, 0] or (score == scores[q, 0] and 0 <= item < ids[q, 0]):
+                    sift_down(ids[q], scores[q], k, score, item)
+        sort_best_first(ids[q], scores[q])
     status[0] = 1

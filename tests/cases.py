@@ -28,6 +28,18 @@ class TopKCase(NamedTuple):
     longest_seen: int = 0
 
 
+class SparseTopKCase(NamedTuple):
+    """Sparse rows over `n_inner`, and a table of as many rows that is sparse or dense."""
+
+    name: str
+    batch: int
+    n_inner: int
+    n_columns: int
+    k: int
+    density: float
+    dense: bool = False
+
+
 LEAST_SQUARES = (
     LeastSquaresCase("no entries", (0, 0, 0), 5, 3),
     LeastSquaresCase("one row", (7,), 9, 4, constant=True),
@@ -44,6 +56,15 @@ TOP_K = (
     TopKCase("a few queries, several blocks", 7, 2600, 9, 30, 40),
     TopKCase("odd shapes", 67, 1031, 9, 10, 50),
     TopKCase("all seen", 4, 20, 4, 5, 20),
+)
+
+
+SPARSE_TOP_K = (
+    SparseTopKCase("one row", 1, 4, 9, 3, 0.5),
+    SparseTopKCase("nothing at all", 3, 4, 5, 2, 0.0),
+    SparseTopKCase("odd shapes", 37, 70, 131, 11, 0.2),
+    SparseTopKCase("k above the columns", 5, 6, 7, 12, 0.6),
+    SparseTopKCase("a dense table", 21, 33, 130, 9, 0.3, dense=True),
 )
 
 
@@ -80,4 +101,24 @@ def top_k_arguments(case: TopKCase, seed: int = 0) -> dict[str, np.ndarray | int
         "seen_indptr": np.concatenate([[0], np.cumsum([len(s) for s in seen])]).astype(np.int32),
         "seen_indices": np.concatenate(seen).astype(np.int32),
         "seen_rows": np.arange(case.batch, dtype=np.int32),
+    }
+
+
+def sparse_top_k_arguments(case: SparseTopKCase, seed: int = 0) -> dict[str, np.ndarray]:
+    """`queries`, `table` and `seen`, all dense, of small whole numbers whose sums are exact and tie often."""
+    rng = np.random.default_rng(seed)
+
+    def sparse(*shape):
+        return np.where(rng.random(shape) < case.density, rng.integers(-2, 4, shape), 0).astype(np.float32)
+
+    return {
+        "queries": sparse(case.batch + 2, case.n_inner),  # of which not all are asked
+        "rows": rng.permutation(case.batch + 2)[: case.batch].astype(np.int32),
+        "table": sparse(case.n_inner, case.n_columns),
+        "seen": rng.random((case.batch, case.n_columns)) < 0.1,
+        "exclude": rng.integers(-1, case.n_columns, (case.batch, 3)).astype(np.int32),
+        "among": rng.integers(-1, case.n_columns, (case.batch, case.n_columns)).astype(np.int32),
+        "allow": rng.random(case.n_columns) < 0.8,
+        "query_sizes": rng.uniform(60, 90, case.batch + 2).astype(np.float32),
+        "column_sizes": rng.uniform(60, 90, case.n_columns).astype(np.float32),
     }

@@ -102,22 +102,39 @@ def least_squares(indptr, indices, weights, targets, table, gram, l2, rhs=None):
     return x, loss
 
 
-def top_k(queries, items, k, seen=None, exclude=None, allow=None):
+def top_k(queries, items, k, **masks):
     """The k best products of each query, all scores sorted at once."""
-    scores = np.asarray(queries, np.float64) @ np.asarray(items, np.float64).T
+    return best(np.asarray(queries, np.float64) @ np.asarray(items, np.float64).T, k, **masks)
+
+
+def sparse_top_k(queries, table, k, similarity="product", sizes=None, shrink=0.0, positive=True, **masks):
+    """The k best columns of each row of `queries @ table`, both given dense; `sizes` are those of rows and columns."""
+    scores = np.asarray(queries, np.float64) @ np.asarray(table, np.float64)
+    if similarity != "product":
+        rows, columns = np.asarray(sizes[0], np.float64)[:, None], np.asarray(sizes[1], np.float64)[None]
+        below = rows * columns if similarity == "shrunk" else rows + columns - scores
+        scores = np.where(below + shrink > 0, scores / np.where(below + shrink > 0, below + shrink, 1), scores)
+    return best(np.where(scores > 0, scores, -np.inf) if positive else scores, k, **masks)
+
+
+def best(scores, k, seen=None, exclude=None, allow=None, among=None):
+    """The k best of each row of scores, equal ones by lower id; -1 and -inf where fewer remain."""
+    scores = scores.copy()
     for row in range(len(scores)):
         if seen is not None:
             scores[row, seen[row]] = -np.inf
         if exclude is not None:
             scores[row, [item for item in exclude[row] if item >= 0]] = -np.inf
+        if among is not None:
+            scores[row, list(set(range(scores.shape[1])) - {int(item) for item in among[row]})] = -np.inf
     if allow is not None:
         scores[:, ~np.asarray(allow)] = -np.inf
     scores[np.isnan(scores)] = -np.inf
     ids = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    best = np.take_along_axis(scores, ids, axis=1)
+    found = np.take_along_axis(scores, ids, axis=1)
     padding = [(0, 0), (0, k - ids.shape[1])]
-    ids = np.pad(np.where(best == -np.inf, -1, ids), padding, constant_values=-1)
-    return ids, np.pad(best, padding, constant_values=-np.inf)
+    ids = np.pad(np.where(found == -np.inf, -1, ids), padding, constant_values=-1)
+    return ids, np.pad(found, padding, constant_values=-np.inf)
 
 
 def implicit_objective(users, items, x, l2, l2_exponent, a0):

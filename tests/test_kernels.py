@@ -8,14 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse
 from jax.sharding import PartitionSpec as P
 
 from affinax.engine.data import Interactions
-from affinax.kernels import least_squares, op, top_k
+from affinax.kernels import least_squares, op, sparse_top_k, top_k
+from affinax.kernels.csr import CSR
 from affinax.kernels.op import Op
 
 from . import naive
-from .cases import LEAST_SQUARES, TOP_K, least_squares_arguments, top_k_arguments
+from .cases import (
+    LEAST_SQUARES,
+    SPARSE_TOP_K,
+    TOP_K,
+    least_squares_arguments,
+    sparse_top_k_arguments,
+    top_k_arguments,
+)
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -270,14 +279,83 @@ def test_top_k_sharded_over_devices(implementation):
         np.testing.assert_array_equal(found, expected)
 
 
+def as_csr(dense):
+    matrix = scipy.sparse.csr_array(dense)
+    return CSR(*(jnp.asarray(a, d) for a, d in zip((matrix.indptr, matrix.indices, matrix.data), "iif", strict=True)))
+
+
+@each_implementation
+@pytest.mark.parametrize("similarity", ["product", "shrunk", "jaccard"])
+@pytest.mark.parametrize("case", SPARSE_TOP_K, ids=lambda case: case.name)
+def test_sparse_top_k_is_exact(case, similarity, implementation):
+    arrays = sparse_top_k_arguments(case)
+    queries, table, rows = arrays["queries"], arrays["table"], arrays["rows"]
+    sizes = arrays["query_sizes"][rows], arrays["column_sizes"]
+    seen = [np.flatnonzero(row) for row in arrays["seen"]]
+    masks = {name: arrays[name] for name in ("exclude", "among", "allow")}
+    for given in ({}, masks):
+        expected_ids, expected = naive.sparse_top_k(
+            queries[rows], table, case.k, similarity, sizes, 2.0, not case.dense, **given, seen=seen if given else None
+        )
+        seen_too = {"seen": as_csr(arrays["seen"]), "seen_rows": jnp.arange(case.batch, dtype=jnp.int32)}
+        ids, scores = sparse_top_k.search(
+            as_csr(queries),
+            jnp.asarray(rows),
+            jnp.asarray(table) if case.dense else as_csr(table),
+            case.k,
+            n_columns=case.n_columns,
+            similarity=similarity,
+            query_sizes=jnp.asarray(arrays["query_sizes"]),
+            column_sizes=jnp.asarray(arrays["column_sizes"]),
+            shrink=2.0,
+            implementation=implementation,
+            **(on_device(given) | seen_too if given else {}),
+        )
+        np.testing.assert_allclose(scores, expected, rtol=2e-6)
+        if similarity == "product":
+            np.testing.assert_array_equal(ids, expected_ids)
+
+
+@each_implementation
+def test_sparse_top_k_under_transformations(implementation):
+    arrays = sparse_top_k_arguments(SPARSE_TOP_K[2])
+    queries, table = as_csr(arrays["queries"]), as_csr(arrays["table"])
+
+    def found(rows, values):
+        return sparse_top_k.search(
+            queries._replace(values=values), rows, table, 5, n_columns=131, implementation=implementation
+        )
+
+    rows = jnp.arange(36, dtype=jnp.int32)
+    expected = found(rows, queries.values)
+    sharded = jax.shard_map(found, mesh=devices(), in_specs=(P("rows"), P()), out_specs=P("rows"), check_vma=False)
+    mapped = jax.vmap(found, in_axes=(None, 0))(rows, jnp.stack([-queries.values, queries.values]))
+    for found_too in (jax.jit(found)(rows, queries.values), jax.jit(sharded)(rows, queries.values)):
+        np.testing.assert_array_equal(found_too[0], expected[0])
+    np.testing.assert_array_equal(mapped[0][1], expected[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": 0}, "k=0"),
+        ({"similarity": "magic"}, "similarity='magic'"),
+        ({"similarity": "shrunk"}, "needs query_sizes"),
+    ],
+)
+def test_sparse_top_k_refuses(change, message):
+    rows = as_csr(np.eye(3, dtype=np.float32))
+    arguments = {"queries": rows, "rows": jnp.zeros(1, jnp.int32), "table": rows, "k": 1, "n_columns": 3}
+    with pytest.raises(ValueError, match=message):
+        unwrap(sparse_top_k.search)(**(arguments | change))
+
+
 def test_dispatch_refuses_what_cannot_run():
     arguments = (jnp.ones((1, 2)), jnp.ones((3, 2)), 1)
     with pytest.raises(NotImplementedError, match=r'top_k.*"pallas".*"auto" would take "numba"'):
         top_k.search(*arguments, implementation="pallas")
     with pytest.raises(ValueError, match="must be one of"):
         unwrap(top_k.search)(*arguments, implementation="fastest")
-    with pytest.raises(NotImplementedError, match="k=1025 is above 1024"):
-        top_k.search(*arguments[:2], 1025, implementation="numba")
     wide = least_squares_arguments(LEAST_SQUARES[1]._replace(rank=1025))
     with pytest.raises(NotImplementedError, match="rank 1025 is above 1024"):
         solve(wide, implementation="numba")

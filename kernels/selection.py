@@ -1,0 +1,84 @@
+"""The k best of many scores, one row at a time: what the Numba kernels of retrieval share.
+
+A list of k answers is a heap whose root is the worst of them: the lower score or, among equal ones, the higher id.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from . import simd
+
+
+@numba.njit(cache=True, nogil=True)
+def sift_down(ids, scores, size, score, item):
+    """Puts an answer in the place of the root of the heap `[:size]`, and everything in order again."""
+    hole = 0
+    while True:
+        child = 2 * hole + 1
+        if child >= size:
+            break
+        other = child + 1
+        if other < size and (
+            scores[other] < scores[child] or (scores[other] == scores[child] and ids[other] > ids[child])
+        ):
+            child = other
+        if scores[child] > score or (scores[child] == score and ids[child] < item):
+            break
+        scores[hole] = scores[child]
+        ids[hole] = ids[child]
+        hole = child
+    scores[hole] = score
+    ids[hole] = item
+
+
+@numba.njit(cache=True, nogil=True)
+def sort_best_first(ids, scores):
+    """Turns a heap into a list by falling score, equal ones by rising id."""
+    for size in range(len(scores) - 1, 0, -1):
+        score, item = scores[size], ids[size]
+        scores[size] = scores[0]
+        ids[size] = ids[0]
+        sift_down(ids, scores, size, score, item)
+
+
+@numba.njit(cache=True, nogil=True)
+def first_places(first, size, seen_indptr, seen_rows, exclude):
+    """For each row of a block, where its seen and its excluded items (sorted, padded with -1) begin."""
+    next_seen, next_excluded = np.empty(size, np.int64), np.zeros(size, np.int64)
+    for q in range(size):
+        next_seen[q] = seen_indptr[seen_rows[first + q]]
+        while next_excluded[q] < exclude.shape[1] and exclude[first + q, next_excluded[q]] < 0:
+            next_excluded[q] += 1
+    return next_seen, next_excluded
+
+
+@numba.njit(cache=True, nogil=True)
+def select(tile, q, low, high, seen_indices, next_seen, end, exclude, next_excluded, allow, ids, scores):
+    """Masks row `q` of a tile, the scores of items `low` to `high`, and takes the best of it into the row's heap.
+
+    The row has room for a multiple of 64 scores. They are looked at 64 at a time: only where their maximum beats the
+    worst answer so far is anything compared.
+    """
+    for j in range(high - low, (high - low + 63) // 64 * 64):
+        tile[q, j] = -np.inf
+    while next_seen[q] < end and seen_indices[next_seen[q]] < high:
+        if seen_indices[next_seen[q]] >= low:
+            tile[q, seen_indices[next_seen[q]] - low] = -np.inf
+        next_seen[q] += 1
+    while next_excluded[q] < len(exclude) and exclude[next_excluded[q]] < high:
+        if exclude[next_excluded[q]] >= low:
+            tile[q, exclude[next_excluded[q]] - low] = -np.inf
+        next_excluded[q] += 1
+    if len(allow):
+        for j in range(high - low):
+            if not allow[low + j]:
+                tile[q, j] = -np.inf
+    start = q * tile.shape[1]
+    for j in range(0, high - low, 64):
+        if not simd.maximum64(tile, start + j) > scores[0]:
+            continue
+        for m in range(j, j + 64):
+            if tile[q, m] > scores[0]:
+                sift_down(ids, scores, len(scores), tile[q, m], low + m)
