@@ -12,7 +12,7 @@ import jax
 from .engine.data import Interactions
 from .engine.factorization import explicit_als, fit, implicit_als
 from .engine.factorization.fitting import History
-from .engine.neighbors import popularity
+from .engine.neighbors import ease, item_knn, popularity, rp3beta, user_knn
 
 
 class Named(NamedTuple):
@@ -32,9 +32,13 @@ class Named(NamedTuple):
 
 
 ALGORITHMS = {
+    "ease": Named(ease, 0, {}),
     "explicit-als": Named(explicit_als, 20, {"rank": 16, "l2": 0.1}, needs_values=True),
     "implicit-als": Named(implicit_als, 16, {"rank": 64}),
+    "item-knn": Named(item_knn, 0, {}),
     "popularity": Named(popularity, 0, {}),
+    "rp3beta": Named(rp3beta, 0, {}),
+    "user-knn": Named(user_knn, 0, {}),
 }
 
 

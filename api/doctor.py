@@ -12,7 +12,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from .kernels import least_squares, threads, top_k
+from .kernels import least_squares, sparse_top_k, threads, top_k
+from .kernels.csr import CSR
 from .kernels.op import Implementation, implementations
 from .version import __version__
 
@@ -34,7 +35,8 @@ def run(seed: int = 0) -> bool:
 
     table = Table("kernel", "platform", "relative difference from the reference", "first call", "verdict")
     healthy = True
-    for op, check in ((least_squares.OP, _check_least_squares), (top_k.OP, _check_top_k)):
+    checks = {least_squares.OP: _check_least_squares, top_k.OP: _check_top_k, sparse_top_k.OP: _check_sparse_top_k}
+    for op, check in checks.items():
         for platform_name in implementations(op):
             began = time.perf_counter()
             name: Implementation = "numba" if platform_name == "cpu" else "pallas"
@@ -75,7 +77,28 @@ def _check_least_squares(name: Implementation, rng: np.random.Generator) -> tupl
 def _check_top_k(name: Implementation, rng: np.random.Generator) -> tuple[float, float]:
     # Enough for every thread to have several blocks: what goes wrong among threads does not show on less.
     queries, items = (jnp.asarray(rng.normal(size=(n, 16)), jnp.float32) for n in (1000, 3000))
-    ids, scores = top_k.search(queries, items, 10, implementation=name)
-    expected_ids, expected = top_k.search(queries, items, 10, implementation="reference")
-    wrong = float((ids != expected_ids).mean())
-    return max(float(jnp.abs(scores - expected).max()), wrong), 1e-4
+    found = top_k.search(queries, items, 10, implementation=name)
+    return _difference(found, top_k.search(queries, items, 10, implementation="reference"))
+
+
+def _check_sparse_top_k(name: Implementation, rng: np.random.Generator) -> tuple[float, float]:
+    def rows(n: int, width: int) -> CSR:
+        indices = rng.integers(0, width, (n, 20))
+        values = rng.integers(1, 9, 20 * n)  # whose sums are exact, in whatever order
+        return CSR(
+            jnp.arange(0, 20 * n + 1, 20, dtype=jnp.int32),
+            jnp.asarray(indices.ravel(), jnp.int32),
+            jnp.asarray(values, jnp.float32),
+        )
+
+    queries, table, asked = rows(500, 300), rows(300, 1000), jnp.arange(500, dtype=jnp.int32)
+    found, expected = (
+        sparse_top_k.search(queries, asked, table, 10, n_columns=1000, implementation=implementation)
+        for implementation in (name, "reference")
+    )
+    return _difference(found, expected)
+
+
+def _difference(found: tuple, expected: tuple) -> tuple[float, float]:
+    wrong = float((found[0] != expected[0]).mean())
+    return max(float(jnp.abs(found[1] - expected[1]).max()), wrong), 1e-4

@@ -16,7 +16,7 @@ from .engine.data import Interactions, Vocabulary, clean, read_interactions
 from .engine.errors import InteractionError, ModelFileError
 from .engine.evaluation import Evaluation, evaluate
 from .engine.factorization import Factors, History
-from .engine.neighbors import Popularity
+from .engine.neighbors import ItemWeights, UserNeighbors
 from .engine.retrieval import fold_in, recommend, similar_items, with_history
 from .saved_models import flatten, restore
 
@@ -28,7 +28,7 @@ class Recommender:
     """Trains an algorithm and answers in the user's own ids, as frames.
 
     Args:
-        algorithm: A name: "implicit-als", "explicit-als", "popularity".
+        algorithm: A name: "implicit-als", "explicit-als", "item-knn", "user-knn", "rp3beta", "ease", "popularity".
         seed: Of all that is random.
         **parameters: Of the algorithm, such as `rank=64`, and `steps`.
 
@@ -134,7 +134,9 @@ class Recommender:
             allowed[item_ids.resolve(_listed(allow)[0])] = True
         if history is not None:
             seen = self._newcomer(history)
-            model = self.model if isinstance(self.model, Popularity) else with_history(self._factors(), seen)
+            if isinstance(self.model, UserNeighbors):
+                raise ValueError(f"{self.algorithm} compares whole users: it has no answer to a history")
+            model = with_history(self.model, seen)
             rows, names = np.zeros(1, np.int32), None
         else:
             asked, many = _listed(users)
@@ -155,8 +157,8 @@ class Recommender:
             ValueError: A model without item vectors, or an unknown metric.
         """
         item_ids = self.item_ids
-        if not isinstance(self.model, Factors):
-            raise ValueError(f"{self.algorithm} has no item vectors to compare")
+        if not isinstance(self.model, Factors | ItemWeights):
+            raise ValueError(f"{self.algorithm} has neither item vectors nor item-item weights to compare")
         asked, many = _listed(items)
         ids, scores = similar_items(self.model, item_ids.resolve(asked), k, metric=metric)
         names = np.asarray(asked) if many else None

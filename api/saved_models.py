@@ -8,9 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from .engine.factorization import ExplicitObjective, Factors, ImplicitObjective
-from .engine.neighbors import Popularity
+from .engine.neighbors import ItemWeights, Popularity, UserNeighbors
+from .kernels.csr import CSR, SparseMatrix
 
-_KINDS = {kind.__name__: kind for kind in (ExplicitObjective, Factors, ImplicitObjective, Popularity)}
+_KINDS = {
+    kind.__name__: kind
+    for kind in (
+        CSR,
+        ExplicitObjective,
+        Factors,
+        ImplicitObjective,
+        ItemWeights,
+        Popularity,
+        SparseMatrix,
+        UserNeighbors,
+    )
+}
 
 
 def flatten(model: Any, name: str = "model") -> tuple[dict[str, np.ndarray], dict[str, Any]]:

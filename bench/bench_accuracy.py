@@ -97,7 +97,7 @@ def gowalla() -> tuple[Interactions, Interactions]:
 
 
 # Chosen on a validation part of train, by `test_choose_gowalla`.
-SETTINGS_GOWALLA, SWEEPS_GOWALLA = {"rank": 1024, "l2": 0.002, "unobserved_weight": 0.02}, 4
+SETTINGS_GOWALLA, SWEEPS_GOWALLA = {"rank": 1024, "l2": 0.002, "unobserved_weight": 0.02}, 5
 
 
 def test_gowalla():

@@ -50,7 +50,7 @@ def test_top_k_against_peers():
     seen = scipy.sparse.random_array((USERS, ITEMS), density=150 / ITEMS, format="csr", dtype=np.float32, rng=rng)
     seen.sort_indices()
     rows = jnp.arange(USERS, dtype=jnp.int32)
-    mask = {"seen_indptr": jnp.asarray(seen.indptr), "seen_indices": jnp.asarray(seen.indices), "seen_rows": rows}
+    mask = {"seen": CSR(jnp.asarray(seen.indptr), jnp.asarray(seen.indices), jnp.ones(1)), "seen_rows": rows}
     on_device = jnp.asarray(queries), jnp.asarray(items)
     search = jax.jit(lambda q, i, m: top_k.search(q, i, K, **m))
     index = faiss.IndexFlatIP(WIDTH)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numba
 import numpy as np
 from jaxtyping import Array, Float, Int32
+
+MAX_INDEX = 2**31 - 1  # what int32 can point to
 
 
 class CSR(NamedTuple):
@@ -27,6 +30,12 @@ class CSR(NamedTuple):
     @property
     def nnz(self) -> int:
         return self.indices.shape[0]
+
+
+def nothing_seen(batch: int) -> tuple[CSR, Int32[Array, " batch"]]:
+    """One empty row, and for each of `batch` queries that it is theirs."""
+    empty = CSR(jnp.zeros(2, jnp.int32), jnp.zeros(0, jnp.int32), jnp.ones(1))
+    return empty, jnp.zeros(batch, jnp.int32)
 
 
 class SparseMatrix(NamedTuple):

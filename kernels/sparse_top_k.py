@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
 from . import sparse_top_k_numba
-from .csr import CSR
+from .csr import CSR, nothing_seen
 from .op import Implementation, Op, dispatch
 
 Similarity = Literal["product", "shrunk", "jaccard"]
@@ -84,8 +84,7 @@ def search(
     else:
         sparse, dense = CSR(jnp.zeros(1, jnp.int32), jnp.zeros(0, jnp.int32), jnp.ones(1)), table
     if seen is None or seen_rows is None:
-        seen = CSR(jnp.zeros(2, jnp.int32), jnp.zeros(0, jnp.int32), jnp.ones(1))
-        seen_rows = jnp.zeros(batch, jnp.int32)
+        seen, seen_rows = nothing_seen(batch)
     nothing = jnp.zeros(0, jnp.float32)
     return dispatch(
         OP,

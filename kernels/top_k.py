@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
 from . import top_k_numba
+from .csr import CSR, nothing_seen
 from .op import Implementation, Op, dispatch
 
 _SCORES_HELD = 1 << 25  # scores of one block of queries
@@ -21,8 +22,7 @@ def search(
     items: Float[Array, "n_items width"],
     k: int,
     *,
-    seen_indptr: Int32[Array, " n_rows_plus_1"] | None = None,
-    seen_indices: Int32[Array, " nnz"] | None = None,
+    seen: CSR | None = None,
     seen_rows: Int32[Array, " batch"] | None = None,
     exclude: Int32[Array, "batch h"] | None = None,
     allow: Bool[Array, " n_items"] | None = None,
@@ -36,9 +36,8 @@ def search(
         queries: float32.
         items: float32.
         k: At least 1; may exceed the number of items.
-        seen_indptr: Row pointer of a sparse matrix of items to leave out, and its
-        seen_indices: columns, ascending within a row.
-        seen_rows: The row of that matrix that belongs to each query.
+        seen: Sparse rows of items to leave out, ascending within a row.
+        seen_rows: The row of it that belongs to each query.
         exclude: Further items to leave out of each query's answer, padded with -1.
         allow: The items that may be answered.
         implementation: See `kernels.op.dispatch`.
@@ -59,17 +58,13 @@ def search(
     if queries.shape[1] != items.shape[1]:
         raise ValueError(f"kernels.top_k: queries have width {queries.shape[1]}, items {items.shape[1]}")
     batch = queries.shape[0]
-    if seen_indptr is None or seen_indices is None or seen_rows is None:
-        seen_indptr, seen_indices, seen_rows = (
-            jnp.zeros(2, jnp.int32),
-            jnp.zeros(0, jnp.int32),
-            jnp.zeros(batch, jnp.int32),
-        )
+    if seen is None or seen_rows is None:
+        seen, seen_rows = nothing_seen(batch)
     if exclude is None:
         exclude = jnp.zeros((batch, 0), jnp.int32)
     if allow is None:
         allow = jnp.zeros(0, bool)
-    arguments = map(jnp.asarray, (queries, items, seen_indptr, seen_indices, seen_rows, exclude, allow))
+    arguments = map(jnp.asarray, (queries, items, seen.indptr, seen.indices, seen_rows, exclude, allow))
     return _search((k, implementation), *arguments)
 
 

@@ -146,3 +146,37 @@ def implicit_objective(users, items, x, l2, l2_exponent, a0):
     l_items = l2 * ((r > 0).sum(0) + a0 * n_users) ** l2_exponent
     observed = ((s - 1) ** 2)[r > 0].sum() + a0 * (s**2).sum()
     return observed + l_users @ (users**2).sum(1) + l_items @ (items**2).sum(1)
+
+
+SIMILARITIES = ("cosine", "adjusted-cosine", "pearson", "jaccard", "dot")
+
+
+def similarities(rows, side, similarity="cosine", weighting="none", shrink=0.0, k1=100.0, b=0.8):
+    """Similarity of every two rows of a dense matrix whose zeros are missing; rows are those of `side`."""
+    met = rows != 0
+    values = rows.astype(np.float64)
+
+    def means(axis):
+        return values.sum(axis, keepdims=True) / np.maximum(met.sum(axis, keepdims=True), 1)
+
+    if similarity == "jaccard":
+        values = met.astype(np.float64)
+    elif similarity == "pearson" or (similarity == "adjusted-cosine" and side == "users"):
+        values = np.where(met, values - means(1), 0)
+    elif similarity == "adjusted-cosine":
+        values = np.where(met, values - means(0), 0)
+    idf = np.log(len(rows)) - np.log1p(met.sum(0))
+    if weighting == "tf-idf":
+        values = np.sqrt(values) * idf
+    elif weighting == "bm25":
+        length = 1 - b + b * values.sum(1) / values.sum(1).mean()
+        values = np.where(met, values * (k1 + 1) / (k1 * length[:, None] + values) * idf, 0)
+    dots = values @ values.T
+    squares = np.diag(dots)
+    if similarity == "jaccard":
+        below = squares[:, None] + squares[None] - dots + shrink
+    elif similarity == "dot":
+        below = np.ones_like(dots)
+    else:
+        below = np.sqrt(np.outer(squares, squares)) + shrink
+    return np.where(below > 0, dots / np.where(below > 0, below, 1), 0)

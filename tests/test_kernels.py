@@ -43,7 +43,9 @@ def solve(arrays, **options):
 
 
 def search(arrays, **options):
-    return top_k.search(**on_device(arrays), **options)
+    arrays = on_device(arrays)
+    seen = CSR(arrays.pop("seen_indptr"), arrays.pop("seen_indices"), jnp.ones(1))
+    return top_k.search(**arrays, seen=seen, **options)
 
 
 def devices():

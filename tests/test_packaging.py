@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-FOLDERS = ("api", "engine", "kernels", "models")
-MODULES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+from .sources import FOLDERS, MODULES, ROOT, module_name
+
 # What each layer may not import, of ours and of others'.
 FORBIDDEN = {
     "kernels": {"affinax", "affinax.engine", "affinax.models", "flax", "optax", "polars", "scipy"},
@@ -26,16 +25,9 @@ FORBIDDEN = {
 }
 
 
-def _name(path: Path) -> str:
-    """Of the module in this file: api/ is affinax itself."""
-    parts = list(path.relative_to(ROOT).with_suffix("").parts)
-    parts = ["affinax", *(parts[1:] if parts[0] == "api" else parts)]
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
 def _imports(path: Path) -> list[tuple[int, int, str]]:
     """`(line, dots, full name)` of every import in a file, wherever in it."""
-    package = _name(path) if path.name == "__init__.py" else _name(path).rpartition(".")[0]
+    package = module_name(path) if path.name == "__init__.py" else module_name(path).rpartition(".")[0]
     found = []
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         if isinstance(node, ast.Import):
@@ -60,7 +52,7 @@ def _is_of(name: str, package: str) -> bool:
 
 def test_every_package_is_listed():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    folders = {_name(path) for path in MODULES if path.name == "__init__.py"}
+    folders = {module_name(path) for path in MODULES if path.name == "__init__.py"}
     assert set(settings["packages"]) == folders
     assert len(settings["packages"]) == len(folders)
     assert settings["package-dir"] == {"affinax": "api"} | {f"affinax.{name}": name for name in FOLDERS[1:]}
@@ -69,7 +61,7 @@ def test_every_package_is_listed():
     assert (ROOT / "api" / "py.typed").exists()
 
 
-@pytest.mark.parametrize("path", MODULES, ids=_name)
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_imports_run_one_way(path):
     layer = path.relative_to(ROOT).parts[0]
     for line, dots, name in _imports(path):
@@ -88,7 +80,7 @@ def test_nothing_imports_a_folder_by_its_bare_name():
                 assert not bare, f"{path.relative_to(ROOT)}:{line} imports {name}: say affinax.{name}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=_name)
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_modules_and_public_names_have_docstrings(path):
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree), f"{path} has no docstring"
@@ -101,7 +93,7 @@ def test_a_module_and_a_function_never_share_a_name():
     for path in MODULES:
         if path.name != "__init__.py":
             continue
-        package = importlib.import_module(_name(path))
+        package = importlib.import_module(module_name(path))
         for module in pkgutil.iter_modules([str(path.parent)]):
             held = inspect.getattr_static(package, module.name, None)
             assert held is None or inspect.ismodule(held), f"{package.__name__}.{module.name} is a module and a name"
@@ -110,7 +102,7 @@ def test_a_module_and_a_function_never_share_a_name():
 def test_exported_names_exist():
     for path in MODULES:
         if path.name == "__init__.py":
-            package = importlib.import_module(_name(path))
+            package = importlib.import_module(module_name(path))
             for name in getattr(package, "__all__", []):
                 assert getattr(package, name) is not None
             assert sorted(getattr(package, "__all__", [])) == list(getattr(package, "__all__", [])), package

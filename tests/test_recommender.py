@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -11,6 +12,7 @@ import pytest
 import scipy.sparse
 
 import affinax as afx
+from affinax.algorithms import ALGORITHMS
 from affinax.engine.data import Interactions
 from affinax.engine.errors import InteractionError, ModelFileError
 from affinax.engine.evaluation import Evaluation
@@ -203,7 +205,7 @@ def test_not_fitted():
 
 
 def test_names_and_parameters():
-    with pytest.raises(ValueError, match=r"algorithm 'als' must be one of \['explicit-als', 'implicit-als', 'popu"):
+    with pytest.raises(ValueError, match=r"algorithm 'als' must be one of \['ease', 'explicit-als', 'implicit-als'"):
         afx.Recommender("als")
     with pytest.raises(ValueError, match=r"implicit-als has no parameter 'factors'; it has \['alpha', .*'rank'"):
         afx.Recommender("implicit-als", factors=8)
@@ -256,23 +258,26 @@ def test_what_can_be_trained_on(tmp_path):
         afx.Recommender("popularity").fit({"user": 1})
 
 
-@pytest.mark.parametrize("algorithm", ["implicit-als", "explicit-als", "popularity"])
+@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
 def test_saved_and_loaded(algorithm, data, tmp_path):
-    parameters = {} if algorithm == "popularity" else {"rank": RANK, "steps": 3, "l2": np.float32(0.25)}
+    vectors = ALGORITHMS[algorithm].steps > 0
+    parameters = {"rank": RANK, "steps": 3, "l2": np.float32(0.25)} if vectors else {}
     rec = afx.Recommender(algorithm, seed=3, **parameters).fit(data)
     rec.save(tmp_path / "model")
     again = afx.Recommender.load(tmp_path / "model")
     assert repr(again) == repr(rec).replace("np.float32(0.25)", "0.25")
     assert again.seed == 3
     assert again.history is None
-    for name, value in rec.model._asdict().items():
-        if name != "objective" and value is not None:
-            loaded = getattr(again.model, name)
-            assert (loaded.shape, loaded.dtype) == (value.shape, value.dtype)
+    assert jax.tree.structure(again.model) == jax.tree.structure(rec.model)
+    for loaded, value in zip(jax.tree.leaves(again.model), jax.tree.leaves(rec.model), strict=True):
+        assert loaded.dtype == value.dtype
+        np.testing.assert_array_equal(loaded, value)
     assert again.recommend(["user 3", "user 0"]).equals(rec.recommend(["user 3", "user 0"]))
-    assert again.recommend(history=[TITLES[2]]).equals(rec.recommend(history=[TITLES[2]]))
-    if algorithm != "popularity":
+    if algorithm != "user-knn":
+        assert again.recommend(history=[TITLES[2]]).equals(rec.recommend(history=[TITLES[2]]))
+    if algorithm not in ("popularity", "user-knn"):
         assert again.similar_items(2).equals(rec.similar_items(2))
+    if vectors:
         np.testing.assert_array_equal(again.fold_in([2, 4]), rec.fold_in([2, 4]))
     again.save(tmp_path / "second")
     assert afx.Recommender.load(tmp_path / "second").recommend("user 3").equals(rec.recommend("user 3"))
@@ -294,11 +299,19 @@ def test_folders_that_hold_no_recommender(tmp_path):
 
 def test_popularity_says_what_it_cannot_do(data):
     rec = afx.Recommender("popularity").fit(data)
-    with pytest.raises(ValueError, match="popularity has no item vectors to compare"):
+    with pytest.raises(ValueError, match="popularity has neither item vectors nor item-item weights to compare"):
         rec.similar_items(2)
     with pytest.raises(ValueError, match="popularity has no vectors to fold a history into"):
         rec.fold_in([2])
     assert 2 not in rec.recommend(history=[2], k=20)["item"]
+
+
+def test_user_knn_says_what_it_cannot_do(data):
+    rec = afx.Recommender("user-knn").fit(data)
+    with pytest.raises(ValueError, match="user-knn compares whole users: it has no answer to a history"):
+        rec.recommend(history=[2])
+    with pytest.raises(ValueError, match="user-knn has neither item vectors nor item-item weights"):
+        rec.similar_items(2)
 
 
 def test_evaluation_of_frames_and_files(data, tmp_path):

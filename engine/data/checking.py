@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from ...kernels.csr import MAX_INDEX
 from ..errors import InteractionError
 
-MAX_INDEX = 2**31 - 1
 _MOST_EMPTY = 1000  # rows an interaction, from which on ids are taken for outside ids by mistake
 
 

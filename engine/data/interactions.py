@@ -12,7 +12,7 @@ import numpy as np
 
 from ...kernels import csr
 from ..errors import InteractionError
-from .checking import MAX_INDEX, checked_ids, checked_timestamps, checked_values
+from .checking import checked_ids, checked_timestamps, checked_values
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -195,9 +195,9 @@ class Interactions:
         """
         import jax.numpy as jnp
 
-        if self.nnz > MAX_INDEX:
+        if self.nnz > csr.MAX_INDEX:
             raise InteractionError(
-                f"{self.nnz:,} interactions exceed the {MAX_INDEX:,} that one device can index; "
+                f"{self.nnz:,} interactions exceed the {csr.MAX_INDEX:,} that one device can index; "
                 "use blocks(rows_per_block, entries_per_block)"
             )
         indptr_t, users, source = self.by_item()
@@ -231,10 +231,10 @@ class Interactions:
         import jax.numpy as jnp
 
         longest = int(np.diff(self.indptr).max())
-        if not longest <= max_entries <= MAX_INDEX:
+        if not longest <= max_entries <= csr.MAX_INDEX:
             raise InteractionError(
                 f"{max_entries=} must be at least the {longest} interactions of the busiest user, "
-                f"and at most {MAX_INDEX}"
+                f"and at most {csr.MAX_INDEX}"
             )
         bounds = [0]
         while bounds[-1] < self.n_users:

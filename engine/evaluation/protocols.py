@@ -202,9 +202,10 @@ def _tested_users(test: Interactions, train: Interactions | None) -> tuple[np.nd
 
 def _check_model(model: Any, test: Interactions) -> None:
     """A model of another catalogue would give numbers, and they would mean nothing."""
-    n_items = model.item_table().shape[0]
-    if n_items != test.n_items:
-        raise InteractionError(f"the model has {n_items} items and the test part {test.n_items}: they must be the same")
+    if model.n_items != test.n_items:
+        raise InteractionError(
+            f"the model has {model.n_items} items and the test part {test.n_items}: they must be the same"
+        )
 
 
 def _ranked(

@@ -1,5 +1,20 @@
-"""Recommenders that compare items or count them."""
+"""Recommenders that compare users or items, or count them."""
 
 from .counts import Popularity, popularity
+from .graph import rp3beta
+from .item_weights import ease
+from .knn import item_knn, user_knn
+from .models import ItemWeights, UserNeighbors
+from .similarity import cosine_similarity
 
-__all__ = ["Popularity", "popularity"]
+__all__ = [
+    "ItemWeights",
+    "Popularity",
+    "UserNeighbors",
+    "cosine_similarity",
+    "ease",
+    "item_knn",
+    "popularity",
+    "rp3beta",
+    "user_knn",
+]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32
 
+from ...kernels.csr import CSR
 from ..data.interactions import Interactions
 
 
@@ -15,6 +16,14 @@ class Popularity(NamedTuple):
     """Every user gets the same items, those with the most interactions first."""
 
     counts: Float[Array, " n_items"]
+
+    @property
+    def n_items(self) -> int:
+        return self.counts.shape[-1]
+
+    def with_history(self, history: CSR) -> Popularity:
+        """The same: what a user met does not count."""
+        return self
 
     def queries(self, users: Int32[Array, " batch"]) -> Float[Array, "batch 1"]:
         return jnp.ones((users.shape[0], 1), jnp.float32)

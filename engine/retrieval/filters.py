@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,48 @@ def as_ids(
     return jnp.asarray(ids, jnp.int32)
 
 
-def checked_rows(rows: Array, n_rows: int, batch: int) -> None:
+class Filters(NamedTuple):
+    """What may be answered, as the kernels take it.
+
+    Attributes:
+        seen: Sparse rows of items to leave out, or None, and so on.
+        seen_rows: `[batch]`, the row of it that belongs to each query.
+        exclude: `[batch, h]` further items to leave out, padded with -1.
+        among: `[batch, a]` the only items to answer, padded with -1.
+        allow: `[n_items]` bool, the items that may be answered at all.
+    """
+
+    seen: CSR | None
+    seen_rows: Array | None
+    exclude: Array | None
+    among: Array | None
+    allow: Array | None
+
+
+def checked_filters(batch: int, n_items: int, seen: Seen | None, rows: Any, exclude: Any, allow: Any) -> Filters:
+    """The filters of `recommend`, checked; `rows` are those of `seen`, in order if None.
+
+    Raises:
+        InteractionError: Of the wrong shape or type, or with rows or items that are not there.
+        ValueError: A bool mask of another length.
+    """
+    sparse = among = None
+    if seen is not None:
+        sparse = as_seen(seen)
+        rows = jnp.arange(batch, dtype=jnp.int32) if rows is None else as_ids("rows", rows)
+        _check_rows(rows, sparse.n_rows, batch)
+    if exclude is not None:
+        exclude = as_ids("exclude", exclude, n_items, shape=(batch, None), padded=True)
+    if allow is not None:
+        allow = jnp.asarray(allow)
+        if allow.dtype != bool:
+            among, allow = as_ids("allow", allow, n_items, shape=(batch, None), padded=True), None
+        elif allow.shape != (n_items,):
+            raise ValueError(f"allow.shape={allow.shape} must be ({n_items},) for a bool mask of items")
+    return Filters(sparse, None if sparse is None else rows, exclude, among, allow)
+
+
+def _check_rows(rows: Array, n_rows: int, batch: int) -> None:
     """Each query must have a row of the seen interactions."""
     if rows.shape != (batch,):
         raise InteractionError(f"rows.shape={rows.shape} must be ({batch},)")
@@ -58,30 +99,26 @@ def checked_rows(rows: Array, n_rows: int, batch: int) -> None:
         raise InteractionError(f"seen has {n_rows} rows; row {largest} is asked for. seen must cover every user asked")
 
 
-def among_allowed(
-    queries: Float[Array, "batch width"],
-    items: Float[Array, "n_items width"],
-    k: int,
-    allowed: Int32[Array, "batch a"],
-    filters: dict[str, Any],
+def best_among(
+    queries: Float[Array, "batch width"], items: Float[Array, "n_items width"], k: int, filters: Filters
 ) -> tuple[Int32[Array, "batch k"], Float[Array, "batch k"]]:
-    """The best of a list of items for each query: only their scores are computed."""
-    if k < 1:
-        raise ValueError(f"{k=} must be at least 1")
+    """The best of `filters.among` for each query: only the scores of those are computed."""
+    if k < 1 or filters.among is None:
+        raise ValueError(f"{k=} must be at least 1, and there must be items to choose among")
     # Sorted, so that equal scores go by lower id; a repeated item counts once.
-    allowed = jnp.sort(allowed, axis=1)
-    repeated = jnp.pad(allowed[:, 1:] == allowed[:, :-1], [(0, 0), (1, 0)])
-    drop = (allowed < 0) | repeated
-    if "exclude" in filters:
-        drop = drop | jnp.any(allowed[:, :, None] == filters["exclude"][:, None, :], axis=-1)
-    if "seen_indptr" in filters:
-        drop = drop | _is_seen(allowed, filters["seen_indptr"], filters["seen_indices"], filters["seen_rows"])
-    place = jnp.maximum(allowed, 0)
+    among = jnp.sort(filters.among, axis=1)
+    repeated = jnp.pad(among[:, 1:] == among[:, :-1], [(0, 0), (1, 0)])
+    drop = (among < 0) | repeated
+    if filters.exclude is not None:
+        drop = drop | jnp.any(among[:, :, None] == filters.exclude[:, None, :], axis=-1)
+    if filters.seen is not None and filters.seen_rows is not None:
+        drop = drop | _is_seen(among, filters.seen.indptr, filters.seen.indices, filters.seen_rows)
+    place = jnp.maximum(among, 0)
     scores = jnp.einsum("bw,baw->ba", queries, items[place], precision=lax.Precision.HIGHEST)
     scores = jnp.where(drop | jnp.isnan(scores), -jnp.inf, scores)
-    taken = min(k, allowed.shape[1])
+    taken = min(k, among.shape[1])
     best, where = lax.top_k(scores, taken)
-    ids = jnp.where(best == -jnp.inf, -1, jnp.take_along_axis(allowed, where, axis=1))
+    ids = jnp.where(best == -jnp.inf, -1, jnp.take_along_axis(among, where, axis=1))
     padding = [(0, 0), (0, k - taken)]
     return jnp.pad(ids, padding, constant_values=-1), jnp.pad(best, padding, constant_values=-jnp.inf)
 

@@ -60,11 +60,13 @@ def fold_in(
     return separated(rows, model.users.shape[1])[0]
 
 
-def with_history(model: Factors, history: Any, *, implementation: Implementation = "auto") -> Factors:
+def with_history(model: Any, history: Any, *, implementation: Implementation = "auto") -> Any:
     """The model whose users are the newcomers of `history`, in order: what `recommend` and `predict` take.
 
-    Args and Raises: as `fold_in`.
+    Args and Raises: as `fold_in`; a model that reads histories itself, such as `ItemWeights`, gets these.
     """
+    if hasattr(model, "with_history"):
+        return model.with_history(_as_rows(history, model.n_items, "item"))
     users, bias = separated(_solved(model, history, "users", None, implementation), model.users.shape[1])
     return model._replace(users=users, user_bias=bias)
 

@@ -9,25 +9,47 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
+from ...kernels import sparse_top_k
 from ...kernels import top_k as top_k_kernel
+from ...kernels.csr import CSR
 from ...kernels.op import Implementation
-from .filters import Seen, among_allowed, as_ids, as_seen, checked_rows
+from .filters import Seen, as_ids, best_among, checked_filters
+from .new_rows import with_history
 
 
 @runtime_checkable
 class QueryModel(Protocol):
     """A model that answers by products of query vectors with an item table."""
 
+    @property
+    def n_items(self) -> int: ...
+
     def queries(self, users: Int32[Array, " batch"]) -> Float[Array, "batch width"]: ...
 
     def item_table(self) -> Float[Array, "n_items width"]: ...
 
 
+@runtime_checkable
+class SparseModel(Protocol):
+    """A model that answers by products of a sparse row for each user with a table of items."""
+
+    @property
+    def n_items(self) -> int: ...
+
+    def sparse_queries(self) -> CSR: ...
+
+    def score_table(self) -> CSR | Array: ...
+
+
+Model = QueryModel | SparseModel
+
+
 def recommend(
-    model: QueryModel,
+    model: Model,
     users: Any,
     k: int = 10,
     *,
+    history: Any = None,
     seen: Seen | None = None,
     exclude: Any = None,
     allow: Any = None,
@@ -38,9 +60,12 @@ def recommend(
     Scores are tiled: memory does not grow with users times items. Works inside jit, with `k` static.
 
     Args:
-        model: Anything with `queries` and `item_table`, such as `Factors`.
+        model: Anything with `queries` and `item_table`, such as `Factors`, or with `sparse_queries` and
+            `score_table`, such as `ItemWeights`.
         users: `[batch]` indices.
         k: How many, at least 1.
+        history: Histories of users that are not the model's own, a row each, that `users` then count: what
+            `with_history` takes.
         seen: Interactions whose items are left out of their users' answers: `Interactions` or what its
             `to_device` gives.
         exclude: `[batch, h]` further items to leave out, padded with -1.
@@ -61,7 +86,19 @@ def recommend(
     >>> ids.tolist(), [round(s, 3) for s in scores[0].tolist()]
     ([[1, 0]], [1.2, 0.65])
     """
+    if history is not None:
+        model = with_history(model, history)
     users = as_ids("users", users, getattr(model, "n_users", None))
+    if isinstance(model, SparseModel):
+        return sparse_top_k.search(
+            model.sparse_queries(),
+            users,
+            model.score_table(),
+            k,
+            n_columns=model.n_items,
+            implementation=implementation,
+            **checked_filters(users.shape[0], model.n_items, seen, users, exclude, allow)._asdict(),
+        )
     return top_k(
         model.queries(users),
         model.item_table(),
@@ -104,36 +141,32 @@ def top_k(
         InteractionError, ValueError: As `recommend`.
     """
     queries, items = jnp.asarray(queries, jnp.float32), jnp.asarray(items, jnp.float32)
-    batch, n_items = queries.shape[0], items.shape[0]
-    filters: dict[str, Any] = {}
-    if seen is not None:
-        sparse = as_seen(seen)
-        rows = jnp.arange(batch, dtype=jnp.int32) if rows is None else as_ids("rows", rows)
-        checked_rows(rows, sparse.n_rows, batch)
-        filters |= {"seen_indptr": sparse.indptr, "seen_indices": sparse.indices, "seen_rows": rows}
-    if exclude is not None:
-        filters["exclude"] = as_ids("exclude", exclude, n_items, shape=(batch, None), padded=True)
-    if allow is not None:
-        allow = jnp.asarray(allow)
-        if allow.dtype != bool:
-            allowed = as_ids("allow", allow, n_items, shape=(batch, None), padded=True)
-            return among_allowed(queries, items, k, allowed, filters)
-        if allow.shape != (n_items,):
-            raise ValueError(f"allow.shape={allow.shape} must be ({n_items},) for a bool mask of items")
-        filters["allow"] = allow
-    return top_k_kernel.search(queries, items, k, implementation=implementation, **filters)
+    filters = checked_filters(queries.shape[0], items.shape[0], seen, rows, exclude, allow)
+    if filters.among is not None:
+        return best_among(queries, items, k, filters)
+    return top_k_kernel.search(
+        queries,
+        items,
+        k,
+        seen=filters.seen,
+        seen_rows=filters.seen_rows,
+        exclude=filters.exclude,
+        allow=filters.allow,
+        implementation=implementation,
+    )
 
 
 def similar_items(
-    model: QueryModel, items: Any, k: int = 10, *, metric: str = "cosine", exclude: Any = None, allow: Any = None
+    model: Model, items: Any, k: int = 10, *, metric: str = "cosine", exclude: Any = None, allow: Any = None
 ) -> tuple[Int32[Array, "batch k"], Float[Array, "batch k"]]:
     """The k nearest items to each item, itself left out.
 
     Args:
-        model: Anything with `item_table`; biases do not count where the model has `items` of its own.
+        model: Anything with `item_table`, whose biases do not count where it has `items` of its own; or with item-item
+            `weights`, which then are the similarities.
         items: `[batch]` indices.
         k: How many, at least 1.
-        metric: "cosine" or "dot".
+        metric: "cosine" or "dot" of item vectors.
         exclude: As in `recommend`, and so
         allow: are the allowed items.
 
@@ -151,15 +184,23 @@ def similar_items(
     """
     if metric not in ("cosine", "dot"):
         raise ValueError(f'{metric=} must be "cosine" or "dot"')
+    items = as_ids("items", items, model.n_items)
+    own = items[:, None]
+    if exclude is not None:
+        exclude = as_ids("exclude", exclude, model.n_items, shape=(items.shape[0], None), padded=True)
+        own = jnp.concatenate([own, exclude], axis=1)
+    if isinstance(model, SparseModel):
+        weights = getattr(model, "weights", None)
+        if weights is None:
+            raise ValueError(f"{type(model).__name__} compares users and has no item-item weights")
+        filters = checked_filters(items.shape[0], model.n_items, None, None, own, allow)
+        each = jnp.arange(items.shape[0] + 1, dtype=jnp.int32)
+        one_hot = CSR(each, items, jnp.ones(1))
+        return sparse_top_k.search(one_hot, each[:-1], weights, k, n_columns=model.n_items, **filters._asdict())
     table = jnp.asarray(getattr(model, "items", None) if hasattr(model, "items") else model.item_table(), jnp.float32)
-    items = as_ids("items", items, table.shape[0])
     if metric == "cosine":
         norms = jnp.linalg.norm(table, axis=1, keepdims=True)
         table = table / jnp.where(norms > 0, norms, 1.0)
-    own = items[:, None]
-    if exclude is not None:
-        exclude = as_ids("exclude", exclude, table.shape[0], shape=(items.shape[0], None), padded=True)
-        own = jnp.concatenate([own, exclude], axis=1)
     return top_k(table[items], table, k, exclude=own, allow=allow)
 
 
