@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from .engine.data import Interactions
-from .engine.factorization import explicit_als, fit, implicit_als
+from .engine.factorization import biased_mf, bpr, explicit_als, fit, implicit_als, logistic_mf
 from .engine.factorization.fitting import History
 from .engine.neighbors import ease, item_knn, popularity, rp3beta, user_knn
 
@@ -32,10 +32,13 @@ class Named(NamedTuple):
 
 
 ALGORITHMS = {
+    "biased-mf": Named(biased_mf, 20, {"rank": 100}, needs_values=True),
+    "bpr": Named(bpr, 100, {"rank": 64}),
     "ease": Named(ease, 0, {}),
     "explicit-als": Named(explicit_als, 20, {"rank": 16, "l2": 0.1}, needs_values=True),
     "implicit-als": Named(implicit_als, 16, {"rank": 64}),
     "item-knn": Named(item_knn, 0, {}),
+    "logistic-mf": Named(logistic_mf, 50, {"rank": 64}),
     "popularity": Named(popularity, 0, {}),
     "rp3beta": Named(rp3beta, 0, {}),
     "user-knn": Named(user_knn, 0, {}),

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .engine.factorization import ExplicitObjective, Factors, ImplicitObjective
+from .engine.factorization import ExplicitObjective, Factors, ImplicitObjective, RankingSgd, RatingSgd
 from .engine.neighbors import ItemWeights, Popularity, UserNeighbors
 from .kernels.csr import CSR, SparseMatrix
 
@@ -20,6 +20,8 @@ _KINDS = {
         ImplicitObjective,
         ItemWeights,
         Popularity,
+        RankingSgd,
+        RatingSgd,
         SparseMatrix,
         UserNeighbors,
     )

@@ -19,6 +19,7 @@ from affinax.engine.factorization import fit, implicit_als
 from affinax.kernels import least_squares
 from affinax.kernels.csr import CSR, SparseMatrix
 
+from .measure import peak_bytes
 from .record import RUNS, record
 from .synthetic import fractal
 
@@ -164,34 +165,24 @@ def test_half_sweep(benchmark, ml20m_shaped):
     benchmark.pedantic(half, rounds=5, warmup_rounds=1)
 
 
-_PEAK = """
-import sys, threading
-import jax, numpy as np, psutil
+_FIT = """
+import sys
+import jax, numpy as np
 from affinax.engine.data import Interactions
 from affinax.engine.factorization import fit, implicit_als
 users, items, values = np.load(sys.argv[1]).values()
 x = Interactions.from_coo(users, items, values, n_users=138_000, n_items=27_000)
 del users, items, values
-rank, process = int(sys.argv[2]), psutil.Process()
-before = process.memory_info().rss
-peak, done = [before], threading.Event()
-def watch():
-    while not done.wait(0.01):
-        peak[0] = max(peak[0], process.memory_info().rss)
-threading.Thread(target=watch, daemon=True).start()
-als = implicit_als(rank, l2=10.0, alpha=1.0, confidence_offset=0.0, solver="cg")
-fit(als, x, key=jax.random.key(0), steps=3, progress=False)
-done.set()
-print(peak[0] - before, 2 * 8 * x.nnz + 4 * rank * sum(x.shape))
+als = implicit_als(int(sys.argv[2]), l2=10.0, alpha=1.0, confidence_offset=0.0, solver="cg")
 """
 
 
 def test_peak_memory(ml20m_shaped):
     results = {}
     for rank in (64, 128):
-        command = [sys.executable, "-c", _PEAK, str(RUNS / "ml20m_shaped.npz"), str(rank)]
-        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        above, data = map(int, out.split())
+        call = "fit(als, x, key=jax.random.key(0), steps=3, progress=False)"
+        above = peak_bytes(_FIT, call, RUNS / "ml20m_shaped.npz", rank)
+        data = 2 * 8 * ml20m_shaped.nnz + 4 * rank * sum(ml20m_shaped.shape)
         results[f"rank {rank}"] = {
             "peak_above_input_gib": above / 2**30,
             "both_csr_and_factors_gib": data / 2**30,

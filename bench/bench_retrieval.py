@@ -6,8 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,25 +17,10 @@ from affinax.engine.retrieval import fixed_gramian, fold_in
 from affinax.kernels import top_k
 from affinax.kernels.csr import CSR
 
+from .measure import median_seconds
 from .record import RUNS, record
 
 USERS, ITEMS, WIDTH, K = 4096, 27_000, 64, 20
-
-
-def median_seconds(calls: dict[str, Callable[[], Any]], rounds: int = 5, pause: float = 0.0) -> dict[str, float]:
-    """Median time of each call, after one that warms up; they take turns, so that all meet the same machine.
-
-    The threads of OpenMP spin for a while after a call of a peer: `pause` seconds let them come to rest.
-    """
-    seconds = {name: [] for name in calls}
-    for timed in range(rounds + 1):
-        for name, call in calls.items():
-            time.sleep(pause)
-            began = time.perf_counter()
-            call()
-            if timed:
-                seconds[name].append(time.perf_counter() - began)
-    return {name: float(np.median(times)) for name, times in seconds.items()}
 
 
 def test_top_k_against_peers():

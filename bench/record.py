@@ -13,7 +13,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = Path(__file__).parent.parent / ".runs"
-_PACKAGES = ("affinax", "jax", "jaxlib", "numba", "numpy", "scipy", "implicit", "faiss-cpu")
+_PACKAGES = ("affinax", "jax", "jaxlib", "numba", "numpy", "scipy", "implicit", "faiss-cpu", "sparse-dot-topn")
 
 
 def record(name: str, results: dict[str, Any]) -> None:

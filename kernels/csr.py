@@ -7,7 +7,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numba
 import numpy as np
-from jaxtyping import Array, Float, Int32
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int32
 
 MAX_INDEX = 2**31 - 1  # what int32 can point to
 
@@ -36,6 +37,28 @@ def nothing_seen(batch: int) -> tuple[CSR, Int32[Array, " batch"]]:
     """One empty row, and for each of `batch` queries that it is theirs."""
     empty = CSR(jnp.zeros(2, jnp.int32), jnp.zeros(0, jnp.int32), jnp.ones(1))
     return empty, jnp.zeros(batch, jnp.int32)
+
+
+def contains(
+    indptr: Int32[Array, " n_rows_plus_1"],
+    indices: Int32[Array, " nnz"],
+    rows: Int32[Array, " batch"],
+    columns: Int32[Array, "batch a"],
+) -> Bool[Array, "batch a"]:
+    """Whether each of a row's columns is stored in it, by bisection; jittable."""
+    if indices.shape[0] == 0:
+        return jnp.zeros(columns.shape, bool)
+    low = jnp.broadcast_to(indptr[rows][:, None], columns.shape)
+    end = jnp.broadcast_to(indptr[rows + 1][:, None], columns.shape)
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low + high) // 2
+        below = (indices[jnp.minimum(middle, indices.shape[0] - 1)] < columns) & (low < high)
+        return jnp.where(below, middle + 1, low), jnp.where(below | (low >= high), high, middle)
+
+    low, _ = lax.fori_loop(0, 32, halve, (low, end))
+    return (low < end) & (indices[jnp.minimum(low, indices.shape[0] - 1)] == columns)
 
 
 class SparseMatrix(NamedTuple):

@@ -205,7 +205,7 @@ def test_not_fitted():
 
 
 def test_names_and_parameters():
-    with pytest.raises(ValueError, match=r"algorithm 'als' must be one of \['ease', 'explicit-als', 'implicit-als'"):
+    with pytest.raises(ValueError, match=r"algorithm 'als' must be one of \['biased-mf', 'bpr', 'ease', 'expl"):
         afx.Recommender("als")
     with pytest.raises(ValueError, match=r"implicit-als has no parameter 'factors'; it has \['alpha', .*'rank'"):
         afx.Recommender("implicit-als", factors=8)
@@ -273,11 +273,11 @@ def test_saved_and_loaded(algorithm, data, tmp_path):
         assert loaded.dtype == value.dtype
         np.testing.assert_array_equal(loaded, value)
     assert again.recommend(["user 3", "user 0"]).equals(rec.recommend(["user 3", "user 0"]))
-    if algorithm != "user-knn":
+    if algorithm not in ("bpr", "logistic-mf", "user-knn"):
         assert again.recommend(history=[TITLES[2]]).equals(rec.recommend(history=[TITLES[2]]))
     if algorithm not in ("popularity", "user-knn"):
         assert again.similar_items(2).equals(rec.similar_items(2))
-    if vectors:
+    if algorithm in ("biased-mf", "explicit-als", "implicit-als"):
         np.testing.assert_array_equal(again.fold_in([2, 4]), rec.fold_in([2, 4]))
     again.save(tmp_path / "second")
     assert afx.Recommender.load(tmp_path / "second").recommend("user 3").equals(rec.recommend("user 3"))
@@ -312,6 +312,13 @@ def test_user_knn_says_what_it_cannot_do(data):
         rec.recommend(history=[2])
     with pytest.raises(ValueError, match="user-knn has neither item vectors nor item-item weights"):
         rec.similar_items(2)
+
+
+@pytest.mark.parametrize("algorithm", ["bpr", "logistic-mf"])
+def test_ranking_by_gradient_says_that_it_has_no_rows_for_newcomers(algorithm, data):
+    rec = afx.Recommender(algorithm, rank=RANK, steps=1).fit(data)
+    with pytest.raises(ValueError, match="no least-squares objective"):
+        rec.recommend(history=[2])
 
 
 def test_evaluation_of_frames_and_files(data, tmp_path):

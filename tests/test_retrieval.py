@@ -211,7 +211,7 @@ def test_top_k_of_bare_vectors(model):
         ),
         (lambda m, s: similar_items(m, [0], 3, metric="l3"), ValueError, "metric='l3'"),
         (lambda m, s: similar_items(m, [50], 3), InteractionError, "50"),
-        (lambda m, s: fold_in(m, s), ValueError, "no objective"),
+        (lambda m, s: fold_in(m, s), ValueError, "no least-squares objective"),
         (lambda m, s: predict(m, [0], [50]), InteractionError, "50"),
     ],
 )

@@ -4,7 +4,8 @@ from ..errors import DivergenceError
 from .algorithm import Algorithm, Factors, Info
 from .als import explicit_als, implicit_als
 from .fitting import History, fit
-from .objectives import ExplicitObjective, ImplicitObjective
+from .objectives import ExplicitObjective, ImplicitObjective, RankingSgd, RatingSgd
+from .sgd import biased_mf, bpr, logistic_mf
 
 __all__ = [
     "Algorithm",
@@ -14,7 +15,12 @@ __all__ = [
     "History",
     "ImplicitObjective",
     "Info",
+    "RankingSgd",
+    "RatingSgd",
+    "biased_mf",
+    "bpr",
     "explicit_als",
     "fit",
     "implicit_als",
+    "logistic_mf",
 ]

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, get_args
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ...kernels import least_squares
 from ...kernels.csr import CSR, SparseMatrix
 from ...kernels.op import Implementation
 from .algorithm import Algorithm, Factors, Info
-from .objectives import ExplicitObjective, ImplicitObjective, Terms
+from .objectives import ExplicitObjective, ImplicitObjective, RankingSgd, RatingSgd, Terms
+from .parts import check_shape_parameters, info_of, random_rows, require_at_least, scalar
 
-Objective = ExplicitObjective | ImplicitObjective
+Objective = ExplicitObjective | ImplicitObjective | RatingSgd
 
 
 def implicit_als(
@@ -62,6 +59,7 @@ def implicit_als(
     Source: Hu, Koren, Volinsky 2008, "Collaborative Filtering for Implicit Feedback Datasets"; Rendle, Krichene,
     Zhang, Koren 2021, "Revisiting the Performance of iALS on Item Recommendation Benchmarks" and "iALS++".
 
+    >>> import jax
     >>> from affinax.engine.data import Interactions
     >>> data = Interactions.from_coo([0, 0, 1, 1, 2, 2], [0, 1, 0, 1, 2, 3]).to_device()
     >>> als = implicit_als(2, l2=1e-3)
@@ -73,22 +71,22 @@ def implicit_als(
     """
     unobserved_weight = (0.1 if alpha is None else 1.0) if unobserved_weight is None else unobserved_weight
     l2_exponent = (1.0 if alpha is None else 0.0) if l2_exponent is None else l2_exponent
-    _require_at_least(0, l2=l2, unobserved_weight=unobserved_weight, alpha=0.0 if alpha is None else alpha)
+    require_at_least(0, l2=l2, unobserved_weight=unobserved_weight, alpha=0.0 if alpha is None else alpha)
 
     def objective() -> Objective:
         return ImplicitObjective(
-            _scalar(l2),
-            _scalar(l2_exponent),
-            _scalar(unobserved_weight),
-            None if alpha is None else _scalar(alpha),
-            _scalar(confidence_offset),
+            scalar(l2),
+            scalar(l2_exponent),
+            scalar(unobserved_weight),
+            None if alpha is None else scalar(alpha),
+            scalar(confidence_offset),
         )
 
     solve = _row_solver(solver, iterations, block, table_dtype, implementation)
-    _check_shape_parameters(rank, init_std)
+    check_shape_parameters(rank, init_std)
 
     def init(key: PRNGKeyArray, data: SparseMatrix) -> Factors:
-        users, items = _random_rows(key, data, rank, init_std)
+        users, items = random_rows(key, data, rank, init_std)
         return Factors(users, items, objective=objective())
 
     def step(key: PRNGKeyArray, state: Factors, data: SparseMatrix) -> tuple[Factors, Info]:
@@ -98,7 +96,7 @@ def implicit_als(
         items = solve(data.by_item, users, item_terms, goal, state.items)
         loss = jnp.sum(items.loss) + _penalty(users, data.by_user, state.items.shape[0], goal)
         loss = loss + _sum_over_entries(item_terms.constants, data.by_item.nnz)
-        return state._replace(users=users, items=items.x), _info(loss, users, items.x)
+        return state._replace(users=users, items=items.x), info_of(loss, users, items.x)
 
     return Algorithm(init, step, "implicit ALS")
 
@@ -143,6 +141,8 @@ def explicit_als(
 
     A matrix of rank 2 comes back from vectors of length 2:
 
+    >>> import jax
+    >>> import numpy as np
     >>> from affinax.engine.data import Interactions
     >>> r = np.array([[1, 2, 3], [2, 3, 4], [3, 4, 5]], np.float32)
     >>> users, items = np.indices((3, 3)).reshape(2, 9)
@@ -154,13 +154,13 @@ def explicit_als(
     >>> bool(jnp.abs(factors.users @ factors.items.T - r).max() < 1e-3)
     True
     """
-    _require_at_least(0, l2=l2)
+    require_at_least(0, l2=l2)
     solve = _row_solver(solver, iterations, block, table_dtype, implementation)
-    _check_shape_parameters(rank, init_std)
+    check_shape_parameters(rank, init_std)
 
     def init(key: PRNGKeyArray, data: SparseMatrix) -> Factors:
-        users, items = _random_rows(key, data, rank, init_std)
-        objective = ExplicitObjective(_scalar(l2), _scalar(l2_exponent))
+        users, items = random_rows(key, data, rank, init_std)
+        objective = ExplicitObjective(scalar(l2), scalar(l2_exponent))
         if not biases:
             return Factors(users, items, objective=objective)
         n_users, n_items = data.shape
@@ -180,7 +180,7 @@ def explicit_als(
         loss = jnp.sum(solved.loss) + _penalty(user_rows, data.by_user, items.shape[0], goal)
         loss = loss + _sum_over_entries(terms.constants, data.by_item.nnz)
         state = state._replace(items=items, item_bias=item_bias)
-        return state, _info(loss, user_rows, solved.x)
+        return state, info_of(loss, user_rows, solved.x)
 
     return Algorithm(init, step, "explicit ALS")
 
@@ -191,8 +191,10 @@ def objective_of(model: Factors) -> Objective:
     Raises:
         ValueError: It has none, so nothing says what its rows minimise.
     """
-    if model.objective is None:
-        raise ValueError("these factors have no objective; take those that implicit_als or explicit_als made")
+    if model.objective is None or isinstance(model.objective, RankingSgd):
+        raise ValueError(
+            "these factors have no least-squares objective: take those of implicit_als, explicit_als or biased_mf"
+        )
     return model.objective
 
 
@@ -228,7 +230,7 @@ def ridge(rows: CSR, n_columns: int, objective: Objective) -> Float[Array, " n_r
 
 def gramian(table: Float[Array, "n rank"], objective: Objective) -> Float[Array, "rank rank"]:
     """`a0 table^T table` in float32; zeros where no unobserved pair counts."""
-    if isinstance(objective, ExplicitObjective):
+    if not isinstance(objective, ImplicitObjective):
         return jnp.zeros((table.shape[1], table.shape[1]), jnp.float32)
     product = jnp.matmul(table.T, table, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
     return objective.unobserved_weight * product
@@ -237,7 +239,7 @@ def gramian(table: Float[Array, "n rank"], objective: Objective) -> Float[Array,
 def _row_solver(solver, iterations, block, table_dtype, implementation):
     if solver not in get_args(least_squares.Solver):
         raise ValueError(f"{solver=} must be one of {get_args(least_squares.Solver)}")
-    _require_at_least(1, iterations=iterations, block=block)
+    require_at_least(1, iterations=iterations, block=block)
     table_dtype = jnp.dtype(table_dtype)
     if table_dtype not in (jnp.float32, jnp.bfloat16):
         raise ValueError(f"{table_dtype=} must be float32 or bfloat16")
@@ -261,43 +263,9 @@ def _row_solver(solver, iterations, block, table_dtype, implementation):
     return solve
 
 
-def _random_rows(key: PRNGKeyArray, data: SparseMatrix, rank: int, std: float) -> tuple[Array, Array]:
-    scale = std / math.sqrt(rank)
-    user_key, item_key = jax.random.split(key)
-    n_users, n_items = data.shape
-    users = scale * jax.random.normal(user_key, (n_users, rank), jnp.float32)
-    return users, scale * jax.random.normal(item_key, (n_items, rank), jnp.float32)
-
-
 def _penalty(rows: Array, sparse: CSR, n_columns: int, objective: Objective) -> Float[Array, ""]:
     return jnp.sum(ridge(sparse, n_columns, objective) * jnp.sum(rows * rows, axis=-1))
 
 
 def _sum_over_entries(values: Array, nnz: int) -> Float[Array, ""]:
     return jnp.sum(values) if values.shape[0] != 1 else values[0] * nnz
-
-
-def _info(loss: Array, users: Array, items: Array) -> Info:
-    bad = [~jnp.all(jnp.isfinite(rows), axis=-1) for rows in (users, items)]
-    counts = jnp.stack([jnp.sum(b, dtype=jnp.int32) for b in bad])
-    first = jnp.stack([jnp.argmax(b).astype(jnp.int32) for b in bad])
-    return Info(loss, counts, jnp.where(counts > 0, first, -1))
-
-
-def _scalar(number: Any) -> Float[Array, ""]:
-    return jnp.asarray(number, jnp.float32)
-
-
-def _require_at_least(bound: int, **parameters: Any) -> None:
-    """Checks parameters where they are concrete; a traced one is the caller's business."""
-    for name, value in parameters.items():
-        if isinstance(value, Tracer):
-            continue
-        array = np.asarray(value, np.float64)
-        if not np.all(np.isfinite(array) & (array >= bound)):
-            raise ValueError(f"{name}={value} must be finite and at least {bound}")
-
-
-def _check_shape_parameters(rank: int, init_std: float) -> None:
-    _require_at_least(1, rank=rank)
-    _require_at_least(0, init_std=init_std)

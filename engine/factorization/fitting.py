@@ -123,10 +123,15 @@ def _divergence(algorithm: Algorithm, number: int, info: Info, state: Any, data:
             break
     else:
         detail = [f"{info.loss}"]
-    l2 = getattr(getattr(state, "objective", None), "l2", None)
-    if l2 is not None:
-        detail.insert(0, f"l2={float(l2):g}")
-    advice = "; l2 > 0 avoids it" if l2 is not None and float(l2) == 0 else ""
+    objective, advice = getattr(state, "objective", None), ""
+    for name in ("l2", "learning_rate"):
+        value = getattr(objective, name, None)
+        if value is not None:
+            detail.insert(0, f"{name}={float(value):g}")
+            if name == "learning_rate":
+                advice = "; a smaller learning_rate avoids it"
+            elif float(value) == 0:
+                advice = "; l2 > 0 avoids it"
     return DivergenceError(
         f"{algorithm.name}, step {number}, {where} is not finite ({', '.join(detail)}). "
         f"The state before this step is in error.state{advice}",

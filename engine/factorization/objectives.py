@@ -58,3 +58,28 @@ class ImplicitObjective(NamedTuple):
         confidence = self.confidence_offset + self.alpha * jnp.abs(values)
         targets = jnp.where(liked, confidence, 0.0)
         return Terms(confidence - 1.0, targets, targets)
+
+
+class RatingSgd(NamedTuple):
+    """Squared error and l2 of each observed value, by steps of the learning rate: what ALS solves with nu = 1."""
+
+    learning_rate: Float[Array, ""]
+    l2: Float[Array, ""]
+
+    @property
+    def l2_exponent(self) -> Float[Array, ""]:
+        return jnp.ones_like(self.l2)
+
+    @property
+    def unobserved_weight(self) -> Float[Array, ""]:
+        return jnp.zeros_like(self.l2)
+
+    def terms(self, values: Float[Array, " nnz_or_1"]) -> Terms:
+        return ExplicitObjective(self.l2, self.l2_exponent).terms(values)
+
+
+class RankingSgd(NamedTuple):
+    """A ranking loss of sampled negatives and l2, by steps of the learning rate; no least squares."""
+
+    learning_rate: Float[Array, ""]
+    l2: Float[Array, ""]

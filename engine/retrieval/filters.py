@@ -11,7 +11,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int32
 
-from ...kernels.csr import CSR, SparseMatrix
+from ...kernels.csr import CSR, SparseMatrix, contains
 from ..data.interactions import Interactions
 from ..errors import InteractionError
 
@@ -112,7 +112,7 @@ def best_among(
     if filters.exclude is not None:
         drop = drop | jnp.any(among[:, :, None] == filters.exclude[:, None, :], axis=-1)
     if filters.seen is not None and filters.seen_rows is not None:
-        drop = drop | _is_seen(among, filters.seen.indptr, filters.seen.indices, filters.seen_rows)
+        drop = drop | contains(filters.seen.indptr, filters.seen.indices, filters.seen_rows, among)
     place = jnp.maximum(among, 0)
     scores = jnp.einsum("bw,baw->ba", queries, items[place], precision=lax.Precision.HIGHEST)
     scores = jnp.where(drop | jnp.isnan(scores), -jnp.inf, scores)
@@ -121,20 +121,3 @@ def best_among(
     ids = jnp.where(best == -jnp.inf, -1, jnp.take_along_axis(among, where, axis=1))
     padding = [(0, 0), (0, k - taken)]
     return jnp.pad(ids, padding, constant_values=-1), jnp.pad(best, padding, constant_values=-jnp.inf)
-
-
-def _is_seen(candidates: Array, indptr: Array, indices: Array, rows: Array) -> Array:
-    """Whether each candidate is among its row's entries, by bisection."""
-    if indices.shape[0] == 0:
-        return jnp.zeros(candidates.shape, bool)
-    low = jnp.broadcast_to(indptr[rows][:, None], candidates.shape)
-    end = jnp.broadcast_to(indptr[rows + 1][:, None], candidates.shape)
-
-    def halve(_, bounds):
-        low, high = bounds
-        middle = (low + high) // 2
-        below = (indices[jnp.minimum(middle, indices.shape[0] - 1)] < candidates) & (low < high)
-        return jnp.where(below, middle + 1, low), jnp.where(below | (low >= high), high, middle)
-
-    low, _ = lax.fori_loop(0, 32, halve, (low, end))
-    return (low < end) & (indices[jnp.minimum(low, indices.shape[0] - 1)] == candidates)

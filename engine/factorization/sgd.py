@@ -1,0 +1,224 @@
+"""Matrix factorization by stochastic gradient descent, one epoch a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from ...kernels import sampling, sgd
+from ...kernels.csr import CSR, SparseMatrix
+from ...kernels.op import Implementation
+from .algorithm import Algorithm, Factors, Info
+from .objectives import RankingSgd, RatingSgd
+from .parts import check_shape_parameters, info_of, random_rows, require_at_least, scalar
+
+
+def biased_mf(
+    rank: int,
+    *,
+    learning_rate: Any = 0.005,
+    l2: Any = 0.02,
+    init_std: float = 1.0,
+    hogwild: bool = False,
+    implementation: Implementation = "auto",
+) -> Algorithm:
+    """Funk's SVD with biases: `r ~ mean + user_bias + item_bias + x_u . y_i`.
+
+    A step goes down the gradient of `(r - s)^2 / 2 + l2 / 2 (|x_u|^2 + |y_i|^2 + biases^2)` of every rating once, in
+    random order.
+
+    Args:
+        rank: Length of the vectors.
+        learning_rate: Above 0.
+        l2: At least 0.
+        init_std: The first vectors are normal with this standard deviation over sqrt(rank).
+        hogwild: Several threads without locks: faster, and no two runs alike. Else one thread, and the key decides.
+        implementation: See `kernels.op.dispatch`.
+
+    Returns:
+        `Algorithm` whose state is `Factors`, and whose loss is the sum of the squared errors met on the way, halved.
+
+    Raises:
+        ValueError: A parameter out of its range.
+
+    Source: Koren, Bell, Volinsky 2009, "Matrix Factorization Techniques for Recommender Systems", eq. 5.
+
+    >>> from affinax.engine.data import Interactions
+    >>> data = Interactions.from_coo([0, 0, 1], [0, 1, 0], [5.0, 1.0, 4.0]).to_device()
+    >>> mf = biased_mf(2, learning_rate=0.1)
+    >>> state = mf.init(jax.random.key(0), data)
+    >>> losses = [mf.step(jax.random.key(1), state, data)[1].loss]
+    >>> for key in jax.random.split(jax.random.key(2), 20):
+    ...     state, info = mf.step(key, state, data)
+    >>> bool(info.loss < losses[0] / 10)
+    True
+    """
+    _check(rank, learning_rate, l2, init_std)
+
+    def init(key: PRNGKeyArray, data: SparseMatrix) -> Factors:
+        mean = jnp.mean(data.by_user.values)
+        return _start(key, data, rank, init_std, mean, RatingSgd(scalar(learning_rate), scalar(l2)))
+
+    def step(key: PRNGKeyArray, state: Factors, data: SparseMatrix) -> tuple[Factors, Info]:
+        order = sampling.permutation(key, data.by_user.nnz, implementation=implementation)
+        none = jnp.zeros((order.shape[0], 0), jnp.int32)
+        return _sweep(state, data.by_user, order, none, "squared", True, hogwild, implementation)
+
+    return Algorithm(init, step, "biased MF")
+
+
+def bpr(
+    rank: int,
+    *,
+    learning_rate: Any = 0.05,
+    l2: Any = 0.01,
+    negatives: int = 1,
+    popularity_exponent: float = 0.0,
+    biases: bool = True,
+    init_std: float = 1.0,
+    hogwild: bool = False,
+    implementation: Implementation = "auto",
+) -> Algorithm:
+    """Bayesian personalized ranking: what a user met above what it did not.
+
+    A step goes down the gradient of `softplus(s(u, j) - s(u, i)) + l2 / 2 (|x_u|^2 + |y_i|^2 + |y_j|^2 + biases^2)` of
+    every interaction once, in random order, each with freshly drawn negatives j.
+
+    Args:
+        rank: Length of the vectors.
+        learning_rate: Above 0.
+        l2: At least 0.
+        negatives: Drawn for each interaction, at least 1, from what its user never met.
+        popularity_exponent: Negatives are drawn as often as items were met, to this power; 0 is uniform.
+        biases: Whether items have a bias.
+        init_std: As in `biased_mf`, and so on to
+        hogwild: the threads and
+        implementation: the kernel.
+
+    Returns:
+        `Algorithm` whose state is `Factors`.
+
+    Raises:
+        ValueError: A parameter out of its range.
+
+    Source: Rendle, Freudenthaler, Gantner, Schmidt-Thieme 2009, "BPR: Bayesian Personalized Ranking from Implicit
+    Feedback".
+    """
+    return _ranking("bpr", "BPR", **locals())
+
+
+def logistic_mf(
+    rank: int,
+    *,
+    learning_rate: Any = 0.01,
+    l2: Any = 0.005,
+    negatives: int = 8,
+    popularity_exponent: float = 0.0,
+    biases: bool = True,
+    init_std: float = 1.0,
+    hogwild: bool = False,
+    implementation: Implementation = "auto",
+) -> Algorithm:
+    """Matrix factorization under the logistic loss: interactions against sampled negatives.
+
+    A step goes down the gradient of `softplus(-s(u, i)) + sum_j softplus(s(u, j))`, plus l2 as in `bpr`, of every
+    interaction once, in random order, each with freshly drawn negatives j.
+
+    Args, Returns, Raises:
+        As `bpr`; users have a bias as well.
+
+    Source: Rendle, Krichene, Zhang, Anderson 2020, "Neural Collaborative Filtering vs. Matrix Factorization Revisited".
+    """
+    return _ranking("logistic", "logistic MF", **locals())
+
+
+def _ranking(
+    loss: sgd.Loss,
+    name: str,
+    *,
+    rank: int,
+    learning_rate: Any,
+    l2: Any,
+    negatives: int,
+    popularity_exponent: float,
+    biases: bool,
+    init_std: float,
+    hogwild: bool,
+    implementation: Implementation,
+) -> Algorithm:
+    _check(rank, learning_rate, l2, init_std)
+    require_at_least(1, negatives=negatives)
+    require_at_least(0, popularity_exponent=popularity_exponent)
+
+    def init(key: PRNGKeyArray, data: SparseMatrix) -> Factors:
+        return _start(key, data, rank, init_std, scalar(0.0), RankingSgd(scalar(learning_rate), scalar(l2)))
+
+    def step(key: PRNGKeyArray, state: Factors, data: SparseMatrix) -> tuple[Factors, Info]:
+        order_key, negative_key = jax.random.split(key)
+        rows = data.by_user
+        order = sampling.permutation(order_key, rows.nnz, implementation=implementation)
+        users = jnp.arange(rows.n_rows, dtype=jnp.int32)
+        of_entry = jnp.repeat(users, jnp.diff(rows.indptr), total_repeat_length=rows.nnz)
+        weights = None
+        if popularity_exponent:
+            weights = jnp.diff(data.by_item.indptr).astype(jnp.float32) ** popularity_exponent
+        drawn = sampling.negatives(
+            negative_key,
+            rows,
+            of_entry[order],
+            data.by_item.n_rows,
+            negatives,
+            weights=weights,
+            implementation=implementation,
+        )
+        return _sweep(state, rows, order, drawn, loss, biases, hogwild, implementation)
+
+    return Algorithm(init, step, name)
+
+
+def _start(
+    key: PRNGKeyArray, data: SparseMatrix, rank: int, std: float, mean: Array, objective: RatingSgd | RankingSgd
+) -> Factors:
+    users, items = random_rows(key, data, rank, std)
+    # Nothing moves the vector of a user without interactions, so it must not be a random one.
+    users = jnp.where((jnp.diff(data.by_user.indptr) > 0)[:, None], users, 0.0)
+    zeros = jnp.zeros(data.shape[0], jnp.float32), jnp.zeros(data.shape[1], jnp.float32)
+    return Factors(users, items, *zeros, mean, objective)
+
+
+def _sweep(
+    state: Factors,
+    rows: CSR,
+    order: Array,
+    negatives: Array,
+    loss: sgd.Loss,
+    biases: bool,
+    hogwild: bool,
+    implementation: Implementation,
+) -> tuple[Factors, Info]:
+    objective = state.objective
+    if not isinstance(objective, RankingSgd | RatingSgd) or state.user_bias is None or state.item_bias is None:
+        raise ValueError("the state was not made by biased_mf, bpr or logistic_mf")
+    tables = sgd.Tables(state.users, state.items, state.user_bias, state.item_bias)
+    new, total = sgd.sweep(
+        tables,
+        rows,
+        order,
+        negatives,
+        loss=loss,
+        learning_rate=objective.learning_rate,
+        l2=objective.l2,
+        mean=state.mean,
+        biases=biases,
+        hogwild=hogwild,
+        implementation=implementation,
+    )
+    return state._replace(**new._asdict()), info_of(total, new.users, new.items)
+
+
+def _check(rank: int, learning_rate: Any, l2: Any, init_std: float) -> None:
+    check_shape_parameters(rank, init_std)
+    require_at_least(0, learning_rate=learning_rate, l2=l2)

@@ -1,0 +1,171 @@
+"""One pass of stochastic gradient descent over sampled interactions, one after the other."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int32
+
+from . import sgd_numba
+from .csr import CSR
+from .op import Implementation, Op, dispatch
+
+Loss = Literal["squared", "logistic", "bpr"]
+
+
+class Tables(NamedTuple):
+    """What is learned: `score(u, i) = mean + user_bias[u] + item_bias[i] + users[u] . items[i]`."""
+
+    users: Float[Array, "n_users rank"]
+    items: Float[Array, "n_items rank"]
+    user_bias: Float[Array, " n_users"]
+    item_bias: Float[Array, " n_items"]
+
+
+def sweep(
+    tables: Tables,
+    rows: CSR,
+    order: Int32[Array, " n"],
+    negatives: Int32[Array, "n m"],
+    *,
+    loss: Loss,
+    learning_rate: Any,
+    l2: Any,
+    mean: Any = 0.0,
+    biases: bool = True,
+    hogwild: bool = False,
+    implementation: Implementation = "auto",
+) -> tuple[Tables, Float[Array, ""]]:
+    """Updates the tables by the entries `order` of `rows`, in that order.
+
+    For each entry, with user u, item i and value r, and `s` the score:
+
+    - "squared": down the gradient of `(r - s(u, i))^2 / 2`;
+    - "logistic": of `softplus(-s(u, i))`, then of `softplus(s(u, j))` for each negative j;
+    - "bpr": of `softplus(s(u, j) - s(u, i))` for each negative j;
+
+    plus `l2 / 2` times the squares of all that takes part. Rows of both sides move at once.
+
+    Args:
+        tables: Where to begin.
+        rows: Users' interactions.
+        order: Entries of `rows`, in `[0, nnz)`.
+        negatives: Items for each of them; -1 is passed over.
+        loss: See above.
+        learning_rate: Step length.
+        l2: Regularization.
+        mean: Of the scores; it is not learned.
+        biases: Whether biases are learned.
+        hogwild: Several threads at once, without locks (Niu, Recht et al. 2011): faster, and no two runs alike.
+        implementation: See `kernels.op.dispatch`. The reference does the same, one entry at a time.
+
+    Returns:
+        `(tables, total)`: the new tables, and the sum of the losses met on the way, without the regularization.
+
+    >>> one = CSR(jnp.array([0, 1], jnp.int32), jnp.array([0], jnp.int32), jnp.array([3.0]))
+    >>> start = Tables(jnp.ones((1, 1)), jnp.ones((1, 1)), jnp.zeros(1), jnp.zeros(1))
+    >>> first, none = jnp.zeros(1, jnp.int32), jnp.zeros((1, 0), jnp.int32)
+    >>> new, total = sweep(start, one, first, none, loss="squared", learning_rate=0.5, l2=0.0, biases=False)
+    >>> new.users.tolist(), total.item()
+    ([[2.0]], 2.0)
+    """
+    if loss not in get_args(Loss):
+        raise ValueError(f"kernels.sgd: {loss=} must be one of {get_args(Loss)}")
+    numbers = jnp.stack([jnp.asarray(v, jnp.float32) for v in (learning_rate, l2, mean)])
+    new, total = dispatch(
+        OP,
+        *tables,
+        *rows,
+        order,
+        negatives,
+        numbers,
+        implementation=implementation,
+        loss=loss,
+        biases=biases,
+        hogwild=hogwild,
+    )
+    return Tables(*new), total
+
+
+def _reference(
+    users,
+    items,
+    user_bias,
+    item_bias,
+    indptr,
+    indices,
+    values,
+    order,
+    negatives,
+    numbers,
+    *,
+    loss: str,
+    biases: bool,
+    hogwild: bool,
+):
+    learning_rate, l2, mean = numbers
+    row_of = jnp.searchsorted(indptr, order, side="right").astype(jnp.int32) - 1
+    value_of = values[order if values.shape[0] > 1 else jnp.zeros_like(order)]
+
+    def move(tables, u, plus, minus, valid, pull_of):
+        """One step up `pull` times the gradient of the score of `plus`, less that of `minus` where there is one."""
+        users, items, user_bias, item_bias = tables
+        p, q, b = users[u], items[plus], item_bias[plus]
+        if minus is not None:
+            q, b = q - items[minus], b - item_bias[minus]
+        score = jnp.dot(p, q, precision=lax.Precision.HIGHEST) + b
+        if minus is None:
+            score = score + mean + user_bias[u]
+        pull, cost = pull_of(score)
+        rate = jnp.where(valid, learning_rate, 0.0)
+        bias_rate = rate if biases else 0.0
+        users = users.at[u].add(rate * (pull * q - l2 * p))
+        items = items.at[plus].add(rate * (pull * p - l2 * items[plus]))
+        item_bias = item_bias.at[plus].add(bias_rate * (pull - l2 * item_bias[plus]))
+        if minus is None:
+            user_bias = user_bias.at[u].add(bias_rate * (pull - l2 * user_bias[u]))
+        else:
+            items = items.at[minus].add(rate * (-pull * p - l2 * items[minus]))
+            item_bias = item_bias.at[minus].add(bias_rate * (-pull - l2 * item_bias[minus]))
+        return (users, items, user_bias, item_bias), jnp.where(valid, cost, 0.0)
+
+    def squared(value):
+        return lambda s: (value - s, 0.5 * (value - s) ** 2)
+
+    def liked(s):
+        return jax.nn.sigmoid(-s), jax.nn.softplus(-s)
+
+    def not_liked(s):
+        return -jax.nn.sigmoid(s), jax.nn.softplus(s)
+
+    def entry(tables, sample):
+        u, i, value, others = sample
+        total = jnp.float32(0)
+        if loss != "bpr":
+            tables, total = move(tables, u, i, None, True, squared(value) if loss == "squared" else liked)
+        if loss == "squared":
+            return tables, total
+
+        def negative(tables, j):
+            place = jnp.maximum(j, 0)
+            if loss == "bpr":
+                return move(tables, u, i, place, j >= 0, liked)
+            return move(tables, u, place, None, j >= 0, not_liked)
+
+        tables, costs = lax.scan(negative, tables, others)
+        return tables, total + jnp.sum(costs)
+
+    new, totals = lax.scan(entry, (users, items, user_bias, item_bias), (row_of, indices[order], value_of, negatives))
+    return new, jnp.sum(totals)
+
+
+def _supports(users, items, *_, **static) -> str | None:
+    if users.shape[1] > sgd_numba.MAX_RANK:
+        return f"rank {users.shape[1]} is above {sgd_numba.MAX_RANK}"
+    return None
+
+
+OP = Op("sgd", _reference, _supports, numba=sgd_numba.sweep)

@@ -1,0 +1,158 @@
+"""`kernels.sgd` on CPU: the rank a constant of the compiled code, rows asked for ahead of their use."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numba
+import numpy as np
+
+from . import simd, xla_ffi
+from .threads import WORKERS
+
+MAX_RANK = 1024
+_LOSSES = {"squared": 0, "logistic": 1, "bpr": 2}
+_CHUNK = 1024  # entries taken from the queue at a time
+_AHEAD = 4  # entries between asking for a row and its use
+_FAST = {"contract", "reassoc", "nsz", "arcp"}
+
+
+def sweep(
+    users,
+    items,
+    user_bias,
+    item_bias,
+    indptr,
+    indices,
+    values,
+    order,
+    negatives,
+    numbers,
+    *,
+    loss: str,
+    biases: bool,
+    hogwild: bool,
+):
+    """The Numba implementation of `sgd.OP`."""
+    rank = users.shape[1]
+    width = -(-rank // 16) * 16
+
+    def padded(table):
+        return jnp.pad(table, [(0, 0), (0, width - rank)])
+
+    flags = jnp.asarray([_LOSSES[loss], biases, WORKERS if hogwild else 1], jnp.int32)
+    results = [
+        *(jax.ShapeDtypeStruct((table.shape[0], width), jnp.float32) for table in (users, items)),
+        *(jax.ShapeDtypeStruct(bias.shape, jnp.float32) for bias in (user_bias, item_bias)),
+        jax.ShapeDtypeStruct((WORKERS,), jnp.float32),
+    ]
+    arguments = (padded(users), padded(items), user_bias, item_bias, indptr, indices, values, order, negatives)
+    *new, totals = xla_ffi.call(f"sgd_{width}", _kernel(width), results, *arguments, numbers, flags)
+    return (new[0][:, :rank], new[1][:, :rank], *new[2:]), jnp.sum(totals)
+
+
+@functools.cache
+def _kernel(width: int):
+    """The kernel for rows of `width` columns."""
+
+    @numba.njit(parallel=True, nogil=True, cache=True, fastmath=_FAST)
+    def sweep(
+        users,
+        items,
+        user_bias,
+        item_bias,
+        indptr,
+        indices,
+        values,
+        order,
+        negatives,
+        numbers,
+        flags,
+        new_users,
+        new_items,
+        new_user_bias,
+        new_item_bias,
+        totals,
+    ):
+        new_users[:] = users
+        new_items[:] = items
+        new_user_bias[:] = user_bias
+        new_item_bias[:] = item_bias
+        totals[:] = 0
+        row_of = np.empty(len(indices), np.int32)
+        for row in range(len(indptr) - 1):
+            row_of[indptr[row] : indptr[row + 1]] = row
+        rate, l2, mean = numbers[0], numbers[1], numbers[2]
+        loss, bias_rate = flags[0], rate * np.float32(flags[1])
+        step = np.int64(len(values) > 1)
+        queue = np.zeros(1, np.int64)
+        # Alone, the one worker takes all chunks in their order; several take them as they come.
+        for worker in numba.prange(flags[2]):
+            total = 0.0
+            while True:
+                first = simd.take_number(queue, 0) * _CHUNK
+                if first >= len(order):
+                    break
+                for k in range(first, min(first + _CHUNK, len(order))):
+                    later = order[min(k + _AHEAD, len(order) - 1)]
+                    for place in range(0, width, 16):
+                        simd.prefetch(new_users, np.int64(row_of[later]) * width + place)
+                        simd.prefetch(new_items, np.int64(indices[later]) * width + place)
+                    entry = order[k]
+                    u, i = row_of[entry], indices[entry]
+                    p = new_users[u]
+                    if loss == 2:
+                        liked = new_items[i]
+                        for place in range(negatives.shape[1]):
+                            j = negatives[k, place]
+                            if j < 0:
+                                continue
+                            q = new_items[j]
+                            score = np.float32(0)
+                            for c in range(width):
+                                score += p[c] * (liked[c] - q[c])
+                            pull, cost = _liked(new_item_bias[i] - new_item_bias[j] + score)
+                            total += cost
+                            for c in range(width):
+                                a, b, v = liked[c], q[c], p[c]
+                                p[c] = v + rate * (pull * (a - b) - l2 * v)
+                                liked[c] = a + rate * (pull * v - l2 * a)
+                                q[c] = b - rate * (pull * v + l2 * b)
+                            new_item_bias[i] += bias_rate * (pull - l2 * new_item_bias[i])
+                            new_item_bias[j] -= bias_rate * (pull + l2 * new_item_bias[j])
+                        continue
+                    for place in range(-1, 0 if loss == 0 else negatives.shape[1]):
+                        item = i if place < 0 else negatives[k, place]
+                        if item < 0:
+                            continue
+                        q = new_items[item]
+                        score = np.float32(0)
+                        for c in range(width):
+                            score += p[c] * q[c]
+                        score += mean + new_user_bias[u] + new_item_bias[item]
+                        if loss == 0:
+                            pull = values[entry * step] - score
+                            cost = np.float32(0.5) * pull * pull
+                        else:
+                            pull, cost = _liked(score if place < 0 else -score)
+                            pull = pull if place < 0 else -pull
+                        total += cost
+                        for c in range(width):
+                            v, w = p[c], q[c]
+                            p[c] = v + rate * (pull * w - l2 * v)
+                            q[c] = w + rate * (pull * v - l2 * w)
+                        new_user_bias[u] += bias_rate * (pull - l2 * new_user_bias[u])
+                        new_item_bias[item] += bias_rate * (pull - l2 * new_item_bias[item])
+            totals[worker] = total
+
+    return sweep
+
+
+@numba.njit(cache=True, nogil=True)
+def _liked(score):
+    """`(sigmoid(-s), softplus(-s))`: the pull upwards and the loss of a score that should be high."""
+    small = np.exp(-abs(score))
+    share = small / (1 + small) if score > 0 else 1 / (1 + small)
+    return np.float32(share), np.float32(np.log1p(small) + max(-score, 0))

@@ -1,0 +1,225 @@
+"""Stochastic gradient descent: the kernel against its reference, the sampling, and the algorithms on planted data."""
+
+from __future__ import annotations
+
+from inspect import unwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.sparse
+
+from affinax.engine.errors import DivergenceError
+from affinax.engine.factorization import biased_mf, bpr, fit, implicit_als, logistic_mf
+from affinax.engine.retrieval import fold_in, predict, recommend
+from affinax.kernels import sampling, sgd
+from affinax.kernels.csr import CSR
+
+from .test_factorization import checkerboard, planted
+
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+KEY = jax.random.key(0)
+each_implementation = pytest.mark.parametrize("implementation", ["numba", "reference"])
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """9 x 12, with an empty row and a row that has all but one column."""
+    rng = np.random.default_rng(0)
+    dense = np.where(rng.random((9, 12)) < 0.4, rng.integers(1, 6, (9, 12)), 0)
+    dense[4], dense[5, 1:] = 0, 2
+    m = scipy.sparse.csr_array(dense)
+    return CSR(*(jnp.asarray(a, d) for a, d in zip((m.indptr, m.indices, m.data), "iif", strict=True)))
+
+
+def tables(rank, seed=1):
+    rng = np.random.default_rng(seed)
+    shapes = (9, rank), (12, rank), (9,), (12,)
+    return sgd.Tables(*(jnp.asarray(rng.normal(0, 0.3, shape), jnp.float32) for shape in shapes))
+
+
+@pytest.mark.parametrize("rank", [5, 40])
+@pytest.mark.parametrize("loss", ["squared", "logistic", "bpr"])
+@pytest.mark.parametrize("biases", [True, False])
+def test_numba_takes_the_same_steps_as_the_reference(rows, loss, rank, biases):
+    order = jnp.tile(sampling.permutation(KEY, rows.nnz), 2)
+    rng = np.random.default_rng(2)
+    negatives = jnp.asarray(rng.integers(-1, 12, (order.shape[0], 3)), jnp.int32)
+    negatives = jnp.where(negatives == rows.indices[order][:, None], -1, negatives)  # no item is its own negative
+    options = {"loss": loss, "learning_rate": 0.1, "l2": 0.05, "mean": 0.4, "biases": biases}
+    (found, total), (expected, whole) = (
+        sgd.sweep(tables(rank), rows, order, negatives, implementation=name, **options)
+        for name in ("numba", "reference")
+    )
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(total, whole, rtol=1e-5)
+    if not biases:
+        np.testing.assert_array_equal(found.item_bias, tables(rank).item_bias)
+
+
+def test_a_step_is_down_the_gradient(rows):
+    """Of one entry, against JAX's own derivative of the loss and its l2."""
+    start, entry, others = tables(4), 7, jnp.array([[3, 8]], jnp.int32)
+    u = int(np.searchsorted(np.asarray(rows.indptr), entry, side="right")) - 1
+    i, value = int(rows.indices[entry]), float(rows.values[entry])
+
+    def score(t, item):
+        return 0.5 + t.user_bias[u] + t.item_bias[item] + jnp.dot(t.users[u], t.items[item])
+
+    def squares(t, *items):
+        own = jnp.sum(t.users[u] ** 2) + t.user_bias[u] ** 2
+        return 0.01 * (own + sum(jnp.sum(t.items[item] ** 2) + t.item_bias[item] ** 2 for item in items))
+
+    def gradient(objective):
+        return jax.tree.map(lambda t, g: t - 0.1 * g, start, jax.grad(objective)(start))
+
+    first = jnp.array([entry], jnp.int32)
+    options = {"learning_rate": 0.1, "l2": 0.02, "mean": 0.5}
+    found, _ = sgd.sweep(start, rows, first, others[:, :0], loss="squared", **options)
+    expected = gradient(lambda t: 0.5 * (value - score(t, i)) ** 2 + squares(t, i))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    found, _ = sgd.sweep(start, rows, first, others[:, :1], loss="bpr", **options)
+    expected = gradient(lambda t: jax.nn.softplus(score(t, 3) - score(t, i)) + squares(t, i, 3))
+    expected = expected._replace(user_bias=start.user_bias)  # which is the same for both items
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@each_implementation
+def test_permutations(implementation):
+    drawn = [sampling.permutation(jax.random.key(k), 6, implementation=implementation) for k in range(300)]
+    assert all(sorted(order.tolist()) == list(range(6)) for order in drawn)
+    counts = np.bincount([int(order[0]) for order in drawn], minlength=6)
+    assert counts.min() > 25  # 50 expected, 3.9 standard deviations
+    np.testing.assert_array_equal(drawn[3], sampling.permutation(jax.random.key(3), 6, implementation=implementation))
+
+
+@each_implementation
+@pytest.mark.parametrize("weighted", [False, True])
+def test_negatives_are_never_positives_and_as_frequent_as_asked(rows, implementation, weighted):
+    weights = jnp.arange(1, 13, dtype=jnp.float32) if weighted else None
+    asked = np.tile(np.arange(9, dtype=np.int32), 2000)
+    drawn = sampling.negatives(KEY, rows, jnp.asarray(asked), 12, 2, weights=weights, implementation=implementation)
+    found = np.asarray(drawn)
+    dense = np.zeros((9, 12), bool)
+    dense[np.repeat(np.arange(9), np.diff(rows.indptr)), rows.indices] = True
+    assert not (dense[asked[:, None], found] & (found >= 0)).any()
+    assert (found[asked != 5] >= 0).all()
+    assert set(found[asked == 5].ravel()) == {0, -1}  # the only one there is, which not every draw met in time
+    of_empty = np.bincount(found[asked == 4].ravel(), minlength=12) / 4000
+    expected = np.arange(1, 13) / 78 if weighted else np.full(12, 1 / 12)
+    np.testing.assert_allclose(of_empty, expected, atol=0.03)
+
+
+@each_implementation
+def test_where_everything_is_positive_there_are_no_negatives(implementation):
+    full = CSR(jnp.array([0, 3], jnp.int32), jnp.arange(3, dtype=jnp.int32), jnp.ones(1))
+    found = sampling.negatives(KEY, full, jnp.zeros(4, jnp.int32), 3, 2, implementation=implementation)
+    assert (np.asarray(found) == -1).all()
+
+
+RANKERS = {
+    "bpr": lambda **o: bpr(4, **({"learning_rate": 0.1, "l2": 1e-3} | o)),
+    "logistic_mf": lambda **o: logistic_mf(4, **({"learning_rate": 0.1, "l2": 1e-3, "negatives": 3} | o)),
+}
+each_ranker = pytest.mark.parametrize("build", RANKERS.values(), ids=RANKERS.keys())
+
+
+@each_ranker
+@pytest.mark.parametrize("options", [{}, {"hogwild": True}, {"popularity_exponent": 0.5}], ids=str)
+def test_rankers_recover_what_was_planted(build, options):
+    x, hidden = checkerboard()
+    state, history = fit(build(**options), x, key=KEY, steps=60, progress=False)
+    assert history.loss[-1] < 0.5 * history.loss[0]
+    ids = np.asarray(recommend(state, np.arange(x.n_users), 1, seen=x)[0])[:, 0]
+    some = hidden.reshape(x.shape).any(1)
+    assert hidden.reshape(x.shape)[np.arange(x.n_users), ids][some].mean() > 0.85  # a quarter by chance
+
+
+@pytest.mark.parametrize("hogwild", [False, True])
+def test_ratings_recover_what_was_planted(hogwild):
+    x, matrix = planted(density=0.8)
+    state, _ = fit(biased_mf(4, learning_rate=0.03, l2=0.005, hogwild=hogwild), x, key=KEY, steps=150, progress=False)
+    users, items = np.indices(matrix.shape).reshape(2, -1)
+    error = np.asarray(predict(state, users, items)) - matrix.ravel()
+    assert np.sqrt(np.mean(error**2)) < 0.15 * matrix.std()
+
+
+EVERY = RANKERS | {"biased_mf": lambda **o: biased_mf(4, **({"learning_rate": 0.05} | o))}
+
+
+@pytest.mark.parametrize("build", EVERY.values(), ids=EVERY.keys())
+class TestEveryAlgorithm:
+    def test_the_key_decides(self, build):
+        x, _ = planted()
+        runs = [fit(build(), x, key=jax.random.key(k), steps=2, progress=False)[0] for k in (0, 0, 1)]
+        for one, other in zip(*map(jax.tree.leaves, runs[:2]), strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert not np.allclose(runs[0].items, runs[2].items)
+
+    def test_a_grid_of_learning_rates_trains_at_once(self, build):
+        data = planted()[0].to_device()
+
+        def train(rate):
+            algorithm = build(learning_rate=rate)
+            state = algorithm.init(KEY, data)
+            return jax.lax.scan(lambda s, k: algorithm.step(k, s, data), state, jax.random.split(KEY, 2))[0].items
+
+        grid = jnp.array([0.01, 0.1])
+        together = jax.jit(jax.vmap(train))(grid)
+        for place in range(2):
+            np.testing.assert_allclose(together[place], jax.jit(train)(grid[place]), rtol=1e-4, atol=1e-5)
+
+    def test_rows_without_interactions(self, build):
+        x = checkerboard()[0]
+        x = x.select(x.users != 3)
+        state, _ = fit(build(), x.with_values(np.full(x.nnz, 2.0)), key=KEY, steps=2, progress=False)
+        assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(state))
+        assert not np.asarray(state.users[3]).any()
+
+    def test_a_learning_rate_that_diverges_stops_with_the_last_good_state(self, build):
+        x, _ = planted()
+        with pytest.raises(DivergenceError, match=r"step \d+, .* is not finite .*learning_rate=1e\+30") as caught:
+            fit(build(learning_rate=1e30), x, key=KEY, steps=20, progress=False)
+        assert np.isfinite(np.asarray(caught.value.state.items)).all()
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"learning_rate": -0.1}, "learning_rate=-0.1 must be finite and at least 0"),
+            ({"l2": float("nan")}, "l2=nan must be finite"),
+            ({"init_std": -1.0}, "init_std=-1.0 must be finite"),
+        ],
+    )
+    def test_wrong_parameters_are_refused(self, build, options, message):
+        with pytest.raises(ValueError, match=message):
+            build(**options)
+
+
+def test_newcomers_get_the_least_squares_row_of_rating_models_alone():
+    x, _ = planted()
+    state, _ = fit(biased_mf(3, l2=0.05), x, key=KEY, steps=3, progress=False)
+    items, values = x.items_of(2), x.values[x.indptr[2] : x.indptr[3]]
+    rest = values - np.asarray(state.mean) - np.asarray(state.item_bias)[items]
+    table = np.concatenate([np.asarray(state.items)[items], np.ones((len(items), 1))], axis=1)
+    expected = np.linalg.solve(table.T @ table + 0.05 * len(items) * np.eye(4), table.T @ rest)
+    np.testing.assert_allclose(fold_in(state, x)[2], expected[:3], rtol=1e-4, atol=1e-5)
+    als = implicit_als(3)
+    with pytest.raises(ValueError, match="was not made by biased_mf, bpr or logistic_mf"):
+        bpr(3).step(KEY, als.init(KEY, x.to_device()), x.to_device())
+    ranking, _ = fit(bpr(3), x, key=KEY, steps=1, progress=False)
+    with pytest.raises(ValueError, match="no least-squares objective"):
+        fold_in(ranking, x)
+
+
+def test_an_unknown_loss_is_refused(rows):
+    first = jnp.zeros(1, jnp.int32)
+    with pytest.raises(ValueError, match="loss='hinge' must be one of"):
+        unwrap(sgd.sweep)(tables(3), rows, first, first[:, None], loss="hinge", learning_rate=0.1, l2=0.0)
+    with pytest.raises(NotImplementedError, match="rank 1025 is above 1024"):
+        sgd.sweep(
+            tables(1025), rows, first, first[:, None], loss="bpr", learning_rate=0.1, l2=0.0, implementation="numba"
+        )
