@@ -13,7 +13,9 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = Path(__file__).parent.parent / ".runs"
-_PACKAGES = ("affinax", "jax", "jaxlib", "numba", "numpy", "scipy", "implicit", "faiss-cpu", "sparse-dot-topn")
+_OURS = ("affinax", "jax", "jaxlib", "numba", "numpy", "scipy")
+_PEERS = ("implicit", "faiss-cpu", "sparse-dot-topn", "scikit-surprise")
+_PACKAGES = _OURS + _PEERS
 
 
 def record(name: str, results: dict[str, Any]) -> None:

@@ -16,7 +16,8 @@ MAX_INDEX = 2**31 - 1  # what int32 can point to
 class CSR(NamedTuple):
     """Rows of a sparse matrix on a device: a pytree of three arrays.
 
-    Row `r` holds the columns `indices[indptr[r]:indptr[r + 1]]`, ascending and without repetition.
+    Row `r` holds the columns `indices[indptr[r]:indptr[r + 1]]`, without repetition and, but for lists of the nearest
+    which are best first, ascending.
     `values` has one entry per stored pair, or a single one when all pairs share it.
     """
 

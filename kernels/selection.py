@@ -12,9 +12,8 @@ from . import simd
 
 
 @numba.njit(cache=True, nogil=True)
-def sift_down(ids, scores, size, score, item):
-    """Puts an answer in the place of the root of the heap `[:size]`, and everything in order again."""
-    hole = 0
+def sift_down(ids, scores, size, score, item, hole=0):
+    """Puts an answer in the place of the root (or of another node) of the heap `[:size]`, and all in order below it."""
     while True:
         child = 2 * hole + 1
         if child >= size:
@@ -31,6 +30,13 @@ def sift_down(ids, scores, size, score, item):
         hole = child
     scores[hole] = score
     ids[hole] = item
+
+
+@numba.njit(cache=True, nogil=True)
+def build_heap(ids, scores):
+    """Turns answers in any order into a heap."""
+    for node in range(len(scores) // 2 - 1, -1, -1):
+        sift_down(ids, scores, len(scores), scores[node], ids[node], node)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -15,7 +15,7 @@ from .threads import WORKERS
 MAX_RANK = 1024
 _LOSSES = {"squared": 0, "logistic": 1, "bpr": 2}
 _CHUNK = 1024  # entries taken from the queue at a time
-_AHEAD = 4  # entries between asking for a row and its use
+_FAR, _AHEAD = 32, 8  # entries between asking for what an entry says, then for its rows, and their use
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
 
 
@@ -37,7 +37,7 @@ def sweep(
 ):
     """The Numba implementation of `sgd.OP`."""
     rank = users.shape[1]
-    width = -(-rank // 16) * 16
+    width = -(-rank // 8) * 8
 
     def padded(table):
         return jnp.pad(table, [(0, 0), (0, width - rank)])
@@ -86,6 +86,7 @@ def _kernel(width: int):
             row_of[indptr[row] : indptr[row + 1]] = row
         rate, l2, mean = numbers[0], numbers[1], numbers[2]
         loss, bias_rate = flags[0], rate * np.float32(flags[1])
+        keep = np.float32(1) - rate * l2  # of a vector, after a step of its l2
         step = np.int64(len(values) > 1)
         queue = np.zeros(1, np.int64)
         # Alone, the one worker takes all chunks in their order; several take them as they come.
@@ -96,14 +97,19 @@ def _kernel(width: int):
                 if first >= len(order):
                     break
                 for k in range(first, min(first + _CHUNK, len(order))):
+                    far = np.int64(order[min(k + _FAR, len(order) - 1)])
+                    simd.prefetch(row_of, far)
+                    simd.prefetch(indices, far)
+                    simd.prefetch(values, far * step)
                     later = order[min(k + _AHEAD, len(order) - 1)]
                     for place in range(0, width, 16):
                         simd.prefetch(new_users, np.int64(row_of[later]) * width + place)
                         simd.prefetch(new_items, np.int64(indices[later]) * width + place)
                     entry = order[k]
                     u, i = row_of[entry], indices[entry]
-                    p = new_users[u]
+                    here = np.int64(u) * width
                     if loss == 2:
+                        p = new_users[u]
                         liked = new_items[i]
                         for place in range(negatives.shape[1]):
                             j = negatives[k, place]
@@ -127,11 +133,9 @@ def _kernel(width: int):
                         item = i if place < 0 else negatives[k, place]
                         if item < 0:
                             continue
-                        q = new_items[item]
-                        score = np.float32(0)
-                        for c in range(width):
-                            score += p[c] * q[c]
-                        score += mean + new_user_bias[u] + new_item_bias[item]
+                        there = np.int64(item) * width
+                        score = mean + new_user_bias[u] + new_item_bias[item]
+                        score += simd.dot(new_users, here, new_items, there, width)
                         if loss == 0:
                             pull = values[entry * step] - score
                             cost = np.float32(0.5) * pull * pull
@@ -139,10 +143,7 @@ def _kernel(width: int):
                             pull, cost = _liked(score if place < 0 else -score)
                             pull = pull if place < 0 else -pull
                         total += cost
-                        for c in range(width):
-                            v, w = p[c], q[c]
-                            p[c] = v + rate * (pull * w - l2 * v)
-                            q[c] = w + rate * (pull * v - l2 * w)
+                        simd.mix(keep, new_users, here, rate * pull, new_items, there, width)
                         new_user_bias[u] += bias_rate * (pull - l2 * new_user_bias[u])
                         new_item_bias[item] += bias_rate * (pull - l2 * new_item_bias[item])
             totals[worker] = total

@@ -211,6 +211,28 @@ def axpy(typingctx, c, source, i, target, j, n):
 
 
 @intrinsic
+def mix(typingctx, a, p, i, b, q, j, n):
+    """`p, q = a p + b q, a q + b p` over `n` float32 numbers of two rows, a multiple of 8."""
+
+    def codegen(context, builder, signature, arguments):
+        a, p, b, q, n = addresses(context, builder, signature, arguments)
+        own, other = splat(builder, a), splat(builder, b)
+
+        def body(i):
+            offset = builder.mul(i, I64(4))
+            v, w = load(builder, p, offset, VECTOR), load(builder, q, offset, VECTOR)
+            store(builder, multiply_add(builder, own, v, builder.fmul(other, w)), p, offset)
+            store(builder, multiply_add(builder, own, w, builder.fmul(other, v)), q, offset)
+            return ()
+
+        vector_loop(builder, n, body)
+        return context.get_dummy_value()
+
+    f32, i64 = types.float32, types.int64
+    return types.void(f32, p, i64, f32, q, i64, i64), codegen
+
+
+@intrinsic
 def dot(typingctx, a, i, b, j, n):
     """Product of two rows of `n` float32 numbers, a multiple of 8."""
 

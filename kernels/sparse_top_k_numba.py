@@ -1,4 +1,4 @@
-"""`kernels.sparse_top_k` on CPU: one row of scores a thread, summed where the entries lead, then searched."""
+"""`kernels.sparse_top_k` on CPU: one row of scores a thread; of a sparse table only the columns met are looked at."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numba
 import numpy as np
 
 from . import simd, xla_ffi
-from .selection import first_places, select, sort_best_first
+from .selection import build_heap, first_places, select, sift_down, sort_best_first
 from .threads import WORKERS
 
 _ROWS = 16  # taken from the queue at a time
@@ -57,78 +57,114 @@ def _search(
     scores,
     status,
 ):
-    batch, n_columns = len(rows), dense.shape[1]
+    batch, n_columns, k = len(rows), dense.shape[1], ids.shape[1]
     padded = (n_columns + 63) // 64 * 64
-    # Above the worst answer there is at first: with a sparse table, only what is above 0.
-    floor = np.float32(-np.inf) if len(dense) else np.float32(0)
     queue = np.zeros(1, np.int64)
     for _worker in numba.prange(WORKERS):
-        tile = np.empty((1, padded), np.float32)
-        inside = np.zeros(n_columns if among.shape[1] else 0, np.bool_)
+        tile = np.zeros((1, padded), np.float32)
+        total = tile[0]
+        met, inside = np.zeros(n_columns, np.bool_), np.zeros(n_columns if among.shape[1] else 0, np.bool_)
+        columns = np.empty(n_columns, np.int32)
         while True:
             first = simd.take_number(queue, 0) * _ROWS
             if first >= batch:
                 break
             for q in range(first, min(first + _ROWS, batch)):
                 row = rows[q]
-                tile[:] = 0
-                _add_rows(indptr[row], indptr[row + 1], indices, values, t_indptr, t_indices, t_values, dense, tile[0])
-                if kind[0] == 1:
-                    for j in range(n_columns):
-                        below = query_sizes[q] * column_sizes[j] + shrink[0]
-                        tile[0, j] = tile[0, j] / below if below > 0 else tile[0, j]
-                elif kind[0] == 2:
-                    for j in range(n_columns):
-                        below = query_sizes[q] + column_sizes[j] - tile[0, j] + shrink[0]
-                        tile[0, j] = tile[0, j] / below if below > 0 else tile[0, j]
-                if among.shape[1]:
-                    for place in range(among.shape[1]):
-                        if among[q, place] >= 0:
-                            inside[among[q, place]] = True
-                    for j in range(n_columns):
-                        if not inside[j]:
-                            tile[0, j] = -np.inf
-                    for place in range(among.shape[1]):
-                        if among[q, place] >= 0:
-                            inside[among[q, place]] = False
+                begin, end = indptr[row], indptr[row + 1]
                 ids[q] = -1
-                scores[q] = floor
+                scores[q] = -np.inf
+                for place in range(among.shape[1]):
+                    if among[q, place] >= 0:
+                        inside[among[q, place]] = True
+                size = query_sizes[q] if len(query_sizes) else np.float32(0)
                 next_seen, next_excluded = first_places(q, 1, seen_indptr, seen_rows, exclude)
-                end = seen_indptr[seen_rows[q] + 1]
-                select(
-                    tile,
-                    0,
-                    0,
-                    n_columns,
-                    seen_indices,
-                    next_seen,
-                    end,
-                    exclude[q],
-                    next_excluded,
-                    allow,
-                    ids[q],
-                    scores[q],
-                )
-                sort_best_first(ids[q], scores[q])
-                for place in range(ids.shape[1]):
-                    if ids[q, place] < 0:
-                        scores[q, place] = -np.inf
+                seen_end = seen_indptr[seen_rows[q] + 1]
+                if len(dense):
+                    total[:] = 0
+                    _add_dense(begin, end, indices, values, dense, total)
+                    for j in range(n_columns):
+                        total[j] = _similarity(total[j], size, column_sizes, j, shrink[0], kind[0])
+                        if len(inside) and not inside[j]:
+                            total[j] = -np.inf
+                    select(
+                        tile,
+                        0,
+                        0,
+                        n_columns,
+                        seen_indices,
+                        next_seen,
+                        seen_end,
+                        exclude[q],
+                        next_excluded,
+                        allow,
+                        ids[q],
+                        scores[q],
+                    )
+                    sort_best_first(ids[q], scores[q])
+                else:
+                    # Only what is above 0 is answered.
+                    n_met = _add_sparse(begin, end, indices, values, t_indptr, t_indices, t_values, total, met, columns)
+                    for place in range(next_seen[0], seen_end):
+                        total[seen_indices[place]] = 0
+                    for place in range(next_excluded[0], exclude.shape[1]):
+                        total[exclude[q, place]] = 0
+                    n_found = 0
+                    for place in range(n_met):
+                        j = columns[place]
+                        dot = total[j]
+                        total[j] = 0
+                        met[j] = False
+                        if not dot > 0 or (len(allow) and not allow[j]) or (len(inside) and not inside[j]):
+                            continue
+                        score = _similarity(dot, size, column_sizes, j, shrink[0], kind[0])
+                        if n_found < k:
+                            scores[q, n_found], ids[q, n_found] = score, j
+                            n_found += 1
+                            if n_found == k:
+                                build_heap(ids[q], scores[q])
+                        elif score > scores[q, 0] or (score == scores[q, 0] and j < ids[q, 0]):
+                            sift_down(ids[q], scores[q], k, score, j)
+                    if n_found < k:
+                        build_heap(ids[q, :n_found], scores[q, :n_found])
+                    sort_best_first(ids[q, :n_found], scores[q, :n_found])
+                for place in range(among.shape[1]):
+                    if among[q, place] >= 0:
+                        inside[among[q, place]] = False
     status[0] = 1
 
 
 @numba.njit(cache=True, nogil=True)
-def _add_rows(begin, end, indices, values, t_indptr, t_indices, t_values, dense, total):
-    """Adds the table rows that a sparse row points to, each times its value."""
-    step, t_step = np.int64(len(values) > 1), np.int64(len(t_values) > 1)
+def _similarity(dot, size, column_sizes, column, shrink, kind):
+    if kind == 0:
+        return dot
+    below = size * column_sizes[column] if kind == 1 else size + column_sizes[column] - dot
+    below += shrink
+    return dot / below if below > 0 else dot
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_dense(begin, end, indices, values, table, total):
+    """Adds the dense table rows that a sparse row points to, each times its value."""
+    step = np.int64(len(values) > 1)
     for entry in range(begin, end):
         inner, weight = indices[entry], values[entry * step]
-        if len(dense):
-            for j in range(dense.shape[1]):
-                total[j] += weight * dense[inner, j]
-        elif t_step:
-            for place in range(t_indptr[inner], t_indptr[inner + 1]):
-                total[t_indices[place]] += weight * t_values[place]
-        else:
-            weight *= t_values[0]
-            for place in range(t_indptr[inner], t_indptr[inner + 1]):
-                total[t_indices[place]] += weight
+        for j in range(table.shape[1]):
+            total[j] += weight * table[inner, j]
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_sparse(begin, end, indices, values, t_indptr, t_indices, t_values, total, met, columns):
+    """The same of a sparse table; returns how many columns were met, which `columns` then lists."""
+    step, t_step = np.int64(len(values) > 1), np.int64(len(t_values) > 1)
+    n_met = 0
+    for entry in range(begin, end):
+        inner, weight = indices[entry], values[entry * step]
+        for place in range(t_indptr[inner], t_indptr[inner + 1]):
+            column = t_indices[place]
+            if not met[column]:
+                met[column] = True
+                columns[n_met] = column
+                n_met += 1
+            total[column] += weight * t_values[place * t_step]
+    return n_met

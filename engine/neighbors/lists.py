@@ -35,7 +35,7 @@ def nearest_rows(
         implementation: See `kernels.op.dispatch`.
 
     Returns:
-        `[n, n]` sparse similarities.
+        `[n, n]` sparse similarities, each row best first.
 
     Raises:
         ValueError: `neighbors` below 1.
@@ -62,18 +62,16 @@ def nearest_rows(
             implementation=implementation,
         )
         parts.append(jax.tree.map(np.asarray, found))
-    ids, values = (np.concatenate(part) for part in zip(*parts, strict=True))
+    ids, values = (np.concatenate(part) if len(parts) > 1 else part[0] for part in zip(*parts, strict=True))
     return lists_to_csr(ids, values)
 
 
 def lists_to_csr(ids: np.ndarray, values: np.ndarray) -> CSR:
-    """Sparse rows from lists of ids `[n, k]`, padded with -1, and their values.
+    """Sparse rows from lists of ids `[n, k]`, padded with -1, and their values, in the order of the lists.
 
     Raises:
         ValueError: More entries than int32 can point to.
     """
-    order = np.argsort(ids, axis=1, kind="stable")
-    ids, values = np.take_along_axis(ids, order, axis=1), np.take_along_axis(values, order, axis=1)
     there = ids >= 0
     indptr = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
     if indptr[-1] > csr.MAX_INDEX:

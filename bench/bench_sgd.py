@@ -1,0 +1,121 @@
+"""Stochastic gradient descent against Surprise (ratings) and `implicit` (BPR)."""
+
+from __future__ import annotations
+
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from affinax.datasets import movielens
+from affinax.engine.data import Interactions
+from affinax.engine.evaluation import evaluate_ratings
+from affinax.engine.factorization import biased_mf, bpr, fit
+
+from .measure import median_seconds
+from .record import record
+
+KEY = jax.random.key(0)
+PUBLISHED = {"100k": [0.934, 0.737], "1m": [0.873, 0.686]}  # Surprise's own table, SVD
+# Surprise's defaults, and its vectors' standard deviation of .1 for each number.
+SVD = {"rank": 100, "learning_rate": 0.005, "l2": 0.02, "init_std": 1.0}
+
+
+def of_surprise(x: Interactions):
+    import pandas as pd
+    from surprise import Dataset, Reader
+
+    frame = pd.DataFrame({"user": x.users, "item": x.items, "rating": x.values})
+    return Dataset.load_from_df(frame, Reader(rating_scale=(1, 5)))
+
+
+@pytest.mark.parametrize("name", ["100k", "1m"])
+def test_svd_against_surprise(name):
+    from surprise import SVD as Peer
+
+    x = movielens(name)
+    fold = np.random.default_rng(0).permutation(x.nnz) % 5
+    ours, theirs = [], []
+    for k in range(5):
+        train, test = x.select(fold != k), x.select(fold == k)
+        model, _ = fit(biased_mf(**SVD), train, key=KEY, steps=20, progress=False)
+        ours.append(evaluate_ratings(model, test, low=1, high=5))
+        peer = Peer(random_state=0).fit(of_surprise(train).build_full_trainset())
+        predicted = [peer.predict(u, i).est for u, i in zip(test.users.tolist(), test.items.tolist(), strict=True)]
+        theirs.append(float(np.sqrt(np.mean((np.array(predicted) - test.values) ** 2))))
+    train = x.select(fold != 0)
+    trainset, data = of_surprise(train).build_full_trainset(), train.to_device()
+
+    def training(hogwild: bool):
+        return lambda: fit(biased_mf(**SVD, hogwild=hogwild), data, key=KEY, steps=20, progress=False)
+
+    seconds = median_seconds(
+        {
+            "affinax, s": training(hogwild=False),
+            "affinax lock-free, s": training(hogwild=True),
+            "Surprise, s": lambda: Peer(random_state=0).fit(trainset),
+        }
+    )
+    found = {
+        "affinax": {m: float(np.mean([s[m] for s in ours])) for m in ours[0]},
+        "Surprise, RMSE": float(np.mean(theirs)),
+        "published": PUBLISHED[name],
+        "20 epochs of one fold, compilation of the step included": seconds,
+        "Surprise over ours": seconds["Surprise, s"] / seconds["affinax, s"],
+        "Surprise over ours lock-free": seconds["Surprise, s"] / seconds["affinax lock-free, s"],
+    }
+    record("sgd", {f"SVD, ML-{name.upper()}, random 5-fold": found})
+
+
+def auc(score: np.ndarray, liked: np.ndarray) -> float:
+    """Area under the ROC curve of one user."""
+    rank = np.argsort(np.argsort(score))
+    n = liked.sum()
+    return float((rank[liked].sum() - n * (n - 1) / 2) / (n * (len(score) - n)))
+
+
+def mean_auc(users: np.ndarray, items: np.ndarray, bias: np.ndarray, train: Interactions, test: Interactions) -> float:
+    found = []
+    for user in range(0, train.n_users, 5):
+        if len(test.items_of(user)) and len(train.items_of(user)):
+            unseen = np.ones(train.n_items, bool)
+            unseen[train.items_of(user)] = False
+            liked = np.zeros(train.n_items, bool)
+            liked[test.items_of(user)] = True
+            found.append(auc((items @ users[user] + bias)[unseen], liked[unseen]))
+    return float(np.mean(found))
+
+
+def test_bpr_against_implicit():
+    """Epochs of the same length, step and regularization; AUC of held-out pairs after thirty."""
+    from implicit.bpr import BayesianPersonalizedRanking
+
+    train, test = movielens("1m").with_values(None).split("random", test_fraction=0.1)
+    data, matrix, epochs = train.to_device(), train.to_scipy(), 30
+    results = {}
+
+    def peer():
+        model = BayesianPersonalizedRanking(
+            63, learning_rate=0.01, regularization=0.01, iterations=epochs, num_threads=2, use_gpu=False, random_state=0
+        )
+        began = time.perf_counter()
+        model.fit(matrix, show_progress=False)
+        return (time.perf_counter() - began) / epochs, model.user_factors, model.item_factors, np.zeros(train.n_items)
+
+    def ours(hogwild: bool):
+        algorithm = bpr(63, learning_rate=0.01, l2=0.01, hogwild=hogwild)
+        state, history = fit(algorithm, data, key=KEY, steps=epochs, progress=False)
+        return float(np.median(history.seconds[1:])), *map(np.asarray, (state.users, state.items, state.item_bias))
+
+    runs = {"implicit": peer, "affinax": lambda: ours(False), "affinax lock-free": lambda: ours(True)}
+    for _ in range(3):
+        for name, run in runs.items():
+            seconds, *tables = run()
+            results.setdefault(name, {"epoch_s": []})["epoch_s"].append(seconds)
+            results[name]["auc"] = mean_auc(*tables, train, test)
+    for found in results.values():
+        found["epoch_s"] = float(np.median(found["epoch_s"]))
+    for name in ("affinax", "affinax lock-free"):
+        results[name]["implicit over ours"] = results["implicit"]["epoch_s"] / results[name]["epoch_s"]
+    record("sgd", {"BPR, ML-1M, 63 factors, two threads": results})
