@@ -79,9 +79,9 @@ def test_item_knn_against_peers(name):
 
 # Chosen on a validation part of train, by `test_choose_gowalla`.
 GOWALLA = {
-    "item_knn": (item_knn, {"neighbors": 100, "weighting": "tf-idf"}),
-    "user_knn": (user_knn, {"neighbors": 200}),
-    "rp3beta": (rp3beta, {"neighbors": 200, "alpha": 0.6, "beta": 0.4}),
+    "item_knn": (item_knn, {"neighbors": 200, "weighting": "tf-idf", "shrink": 3.0}),
+    "user_knn": (user_knn, {"neighbors": 100, "weighting": "tf-idf"}),
+    "rp3beta": (rp3beta, {"neighbors": 800, "alpha": 0.6, "beta": 0.3}),
 }
 
 
