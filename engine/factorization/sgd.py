@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ from ...kernels.op import Implementation
 from .algorithm import Algorithm, Factors, Info
 from .objectives import RankingSgd, RatingSgd
 from .parts import check_shape_parameters, info_of, random_rows, require_at_least, scalar
+
+_Objective = TypeVar("_Objective", RatingSgd, RankingSgd)
 
 
 def biased_mf(
@@ -32,7 +35,7 @@ def biased_mf(
 
     Args:
         rank: Length of the vectors.
-        learning_rate: Above 0.
+        learning_rate: At least 0.
         l2: At least 0.
         init_std: The first vectors are normal with this standard deviation over sqrt(rank).
         hogwild: Several threads without locks: faster, and no two runs alike. Else one thread, and the key decides.
@@ -56,11 +59,11 @@ def biased_mf(
     >>> bool(info.loss < losses[0] / 10)
     True
     """
-    _check(rank, learning_rate, l2, init_std)
+    check_shape_parameters(rank, init_std)
+    objective = _objective(RatingSgd, learning_rate, l2)
 
     def init(key: PRNGKeyArray, data: SparseMatrix) -> Factors:
-        mean = jnp.mean(data.by_user.values)
-        return _start(key, data, rank, init_std, mean, RatingSgd(scalar(learning_rate), scalar(l2)))
+        return _start(key, data, rank, init_std, jnp.mean(data.by_user.values), objective)
 
     def step(key: PRNGKeyArray, state: Factors, data: SparseMatrix) -> tuple[Factors, Info]:
         order = sampling.permutation(key, data.by_user.nnz, implementation=implementation)
@@ -89,7 +92,7 @@ def bpr(
 
     Args:
         rank: Length of the vectors.
-        learning_rate: Above 0.
+        learning_rate: At least 0.
         l2: At least 0.
         negatives: Drawn for each interaction, at least 1, from what its user never met.
         popularity_exponent: Negatives are drawn as often as items were met, to this power; 0 is uniform.
@@ -107,7 +110,9 @@ def bpr(
     Source: Rendle, Freudenthaler, Gantner, Schmidt-Thieme 2009, "BPR: Bayesian Personalized Ranking from Implicit
     Feedback".
     """
-    return _ranking("bpr", "BPR", **locals())
+    objective = _objective(RankingSgd, learning_rate, l2)
+    draw = _negatives(negatives, popularity_exponent, implementation)
+    return _ranking("bpr", "BPR", rank, objective, draw, biases, init_std, hogwild, implementation)
 
 
 def logistic_mf(
@@ -132,49 +137,54 @@ def logistic_mf(
 
     Source: Rendle, Krichene, Zhang, Anderson 2020, "Neural Collaborative Filtering vs. Matrix Factorization Revisited".
     """
-    return _ranking("logistic", "logistic MF", **locals())
+    objective = _objective(RankingSgd, learning_rate, l2)
+    draw = _negatives(negatives, popularity_exponent, implementation)
+    return _ranking("logistic", "logistic MF", rank, objective, draw, biases, init_std, hogwild, implementation)
 
 
-def _ranking(
-    loss: sgd.Loss,
-    name: str,
-    *,
-    rank: int,
-    learning_rate: Any,
-    l2: Any,
-    negatives: int,
-    popularity_exponent: float,
-    biases: bool,
-    init_std: float,
-    hogwild: bool,
-    implementation: Implementation,
-) -> Algorithm:
-    _check(rank, learning_rate, l2, init_std)
-    require_at_least(1, negatives=negatives)
+def _negatives(
+    per_entry: int, popularity_exponent: float, implementation: Implementation
+) -> Callable[[PRNGKeyArray, SparseMatrix, Array], Array]:
+    """`draw(key, data, order)`: negatives for the entries in this order."""
+    require_at_least(1, negatives=per_entry)
     require_at_least(0, popularity_exponent=popularity_exponent)
 
-    def init(key: PRNGKeyArray, data: SparseMatrix) -> Factors:
-        return _start(key, data, rank, init_std, scalar(0.0), RankingSgd(scalar(learning_rate), scalar(l2)))
-
-    def step(key: PRNGKeyArray, state: Factors, data: SparseMatrix) -> tuple[Factors, Info]:
-        order_key, negative_key = jax.random.split(key)
+    def draw(key: PRNGKeyArray, data: SparseMatrix, order: Array) -> Array:
         rows = data.by_user
-        order = sampling.permutation(order_key, rows.nnz, implementation=implementation)
         users = jnp.arange(rows.n_rows, dtype=jnp.int32)
         of_entry = jnp.repeat(users, jnp.diff(rows.indptr), total_repeat_length=rows.nnz)
         weights = None
         if popularity_exponent:
             weights = jnp.diff(data.by_item.indptr).astype(jnp.float32) ** popularity_exponent
-        drawn = sampling.negatives(
-            negative_key,
-            rows,
-            of_entry[order],
-            data.by_item.n_rows,
-            negatives,
-            weights=weights,
-            implementation=implementation,
+        n_items = data.by_item.n_rows
+        return sampling.negatives(
+            key, rows, of_entry[order], n_items, per_entry, weights=weights, implementation=implementation
         )
-        return _sweep(state, rows, order, drawn, loss, biases, hogwild, implementation)
+
+    return draw
+
+
+def _ranking(
+    loss: sgd.Loss,
+    name: str,
+    rank: int,
+    objective: RankingSgd,
+    draw: Callable[[PRNGKeyArray, SparseMatrix, Array], Array],
+    biases: bool,
+    init_std: float,
+    hogwild: bool,
+    implementation: Implementation,
+) -> Algorithm:
+    check_shape_parameters(rank, init_std)
+
+    def init(key: PRNGKeyArray, data: SparseMatrix) -> Factors:
+        return _start(key, data, rank, init_std, scalar(0.0), objective)
+
+    def step(key: PRNGKeyArray, state: Factors, data: SparseMatrix) -> tuple[Factors, Info]:
+        order_key, negative_key = jax.random.split(key)
+        order = sampling.permutation(order_key, data.by_user.nnz, implementation=implementation)
+        drawn = draw(negative_key, data, order)
+        return _sweep(state, data.by_user, order, drawn, loss, biases, hogwild, implementation)
 
     return Algorithm(init, step, name)
 
@@ -219,6 +229,6 @@ def _sweep(
     return state._replace(**new._asdict()), info_of(total, new.users, new.items)
 
 
-def _check(rank: int, learning_rate: Any, l2: Any, init_std: float) -> None:
-    check_shape_parameters(rank, init_std)
+def _objective(kind: type[_Objective], learning_rate: Any, l2: Any) -> _Objective:
     require_at_least(0, learning_rate=learning_rate, l2=l2)
+    return kind(scalar(learning_rate), scalar(l2))
