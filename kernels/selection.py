@@ -64,8 +64,8 @@ def first_places(first, size, seen_indptr, seen_rows, exclude):
 def select(tile, q, low, high, seen_indices, next_seen, end, exclude, next_excluded, allow, ids, scores):
     """Masks row `q` of a tile, the scores of items `low` to `high`, and takes the best of it into the row's heap.
 
-    The row has room for a multiple of 64 scores. They are looked at 64 at a time: only where their maximum beats the
-    worst answer so far is anything compared.
+    The row has room for a multiple of 64 scores. They are looked at 64 at a time: only those that beat the worst answer
+    so far, which are few, are taken in hand.
     """
     for j in range(high - low, (high - low + 63) // 64 * 64):
         tile[q, j] = -np.inf
@@ -83,8 +83,9 @@ def select(tile, q, low, high, seen_indices, next_seen, end, exclude, next_exclu
                 tile[q, j] = -np.inf
     start = q * tile.shape[1]
     for j in range(0, high - low, 64):
-        if not simd.maximum64(tile, start + j) > scores[0]:
-            continue
-        for m in range(j, j + 64):
+        above = simd.above64(tile, start + j, scores[0])
+        while above:
+            m = j + simd.lowest_bit(above)
+            above &= above - np.uint64(1)
             if tile[q, m] > scores[0]:
                 sift_down(ids, scores, len(scores), tile[q, m], low + m)

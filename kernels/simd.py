@@ -251,24 +251,29 @@ def dot(typingctx, a, i, b, j, n):
 
 
 @intrinsic
-def maximum64(typingctx, values, i):
-    """The greatest of 64 float32 numbers; NaN is passed over."""
+def above64(typingctx, values, i, bound):
+    """Which of 64 float32 numbers are greater than `bound`, a bit each from the lowest; NaN is not."""
 
     def codegen(context, builder, signature, arguments):
-        (place,) = addresses(context, builder, signature, arguments)
+        place, bound = addresses(context, builder, signature, arguments)
+        bounds, bits = splat(builder, bound), I64(0)
+        for first in range(0, 64, LANES):
+            greater = builder.fcmp_ordered(">", load(builder, place, 4 * first, VECTOR), bounds)
+            part = builder.zext(builder.bitcast(greater, ir.IntType(LANES)), I64)
+            bits = builder.or_(bits, builder.shl(part, I64(first)))
+        return bits
 
-        def greater(a, b):
-            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+    return types.uint64(values, types.int64, types.float32), codegen
 
-        best = [ir.Constant(VECTOR, [float("-inf")] * LANES)] * 4
-        for part in range(64 // LANES):
-            best[part % 4] = greater(load(builder, place, 4 * LANES * part, VECTOR), best[part % 4])
-        vector = greater(greater(best[0], best[1]), greater(best[2], best[3]))
-        for distance in (4, 2, 1):
-            vector = greater(vector, shuffle(builder, vector, vector, [(i + distance) % LANES for i in range(LANES)]))
-        return builder.extract_element(vector, I32(0))
 
-    return types.float32(values, types.int64), codegen
+@intrinsic
+def lowest_bit(typingctx, bits):
+    """Number of the lowest bit that is set; 64 where none is."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.int64(types.uint64), codegen
 
 
 @intrinsic

@@ -17,8 +17,8 @@ from .selection import first_places, select, sift_down, sort_best_first
 from .threads import WORKERS
 
 _FEW = 8  # queries from which on packing pays
-_QUERIES = 64  # in a block
-_ITEMS = 1024  # in a block, a multiple of 64
+_QUERIES = 32  # in a block
+_ITEMS = 2048  # in a block, a multiple of 64
 
 
 def search_rows(queries, items, seen_indptr, seen_indices, seen_rows, exclude, allow, *, k: int):
