@@ -24,33 +24,38 @@ _FAST = {"contract", "reassoc", "nsz", "arcp"}  # NaN and infinity keep their me
 
 @functools.cache
 def kernel(width: int, packed: int):
-    """The kernel for rows of `width` columns, a multiple of 16, in bfloat16 if `packed`."""
+    """The kernel for rows of `width` columns, a multiple of 16, in bfloat16 if `packed`.
+
+    With a bfloat16 table the columns of `gram` come in the order in which its pairs are read.
+    """
 
     @numba.njit(parallel=True, nogil=True, cache=True, fastmath=_FAST)
     def solve(
-        indptr, indices, weights, targets, table, gram, l2, rhs, start, numbers, columns, x, loss, jittered, status
+        indptr, indices, weights, targets, table, gram, l2, rhs, start, numbers, x, loss, jittered, status
     ):
         iterations, l2_step = numbers[0], len(l2) > 1
         bounds = balanced_bounds(indptr, _CHUNKS, width // 2)
         queue = np.zeros(1, np.int64)
+        longest = _GROUP_ENTRIES
+        for row in range(len(indptr) - 1):
+            longest = max(longest, indptr[row + 1] - indptr[row])
         for _worker in numba.prange(WORKERS):
+            if queue[0] >= len(bounds) - 1:
+                continue  # too late for a chunk: nothing to make room for
+            capacity = longest + 4 * _SIDE_BY_SIDE
+            buffer = np.empty((capacity, width), table.dtype)
+            w, b = np.empty(capacity, np.float32), np.empty(capacity, np.float32)
+            solution = np.empty((_SIDE_BY_SIDE, width), np.float32)
+            residual = np.empty((_SIDE_BY_SIDE, width), np.float32)
+            p, q = np.zeros((_SIDE_BY_SIDE, width), np.float32), np.empty((_SIDE_BY_SIDE, width), np.float32)
+            right = np.zeros((_SIDE_BY_SIDE, width), np.float32)
+            norm, moment = np.zeros(_SIDE_BY_SIDE, np.float32), np.zeros(_SIDE_BY_SIDE, np.float32)
+            begin, end = np.zeros(_SIDE_BY_SIDE, np.int64), np.zeros(_SIDE_BY_SIDE, np.int64)
             while True:
                 chunk = simd.take_number(queue, 0)
                 if chunk >= len(bounds) - 1:
                     break
                 first, last = bounds[chunk], bounds[chunk + 1]
-                longest = _GROUP_ENTRIES
-                for row in range(first, last):
-                    longest = max(longest, indptr[row + 1] - indptr[row])
-                capacity = longest + 4 * _SIDE_BY_SIDE
-                buffer = np.empty((capacity, width), table.dtype)
-                w, b = np.empty(capacity, np.float32), np.empty(capacity, np.float32)
-                solution = np.empty((_SIDE_BY_SIDE, width), np.float32)
-                residual = np.empty((_SIDE_BY_SIDE, width), np.float32)
-                p, q = np.empty((_SIDE_BY_SIDE, width), np.float32), np.empty((_SIDE_BY_SIDE, width), np.float32)
-                transposed = np.zeros((width, _SIDE_BY_SIDE), np.float32)
-                norm, moment = np.zeros(_SIDE_BY_SIDE, np.float32), np.zeros(_SIDE_BY_SIDE, np.float32)
-                begin, end = np.zeros(_SIDE_BY_SIDE, np.int64), np.zeros(_SIDE_BY_SIDE, np.int64)
                 row = first
                 while row < last:
                     size = 0
@@ -81,18 +86,18 @@ def kernel(width: int, packed: int):
                         end[size] = entries
                         size += 1
                     for r in range(size):
-                        for j in range(width):
-                            solution[r, j] = start[row + r, columns[j]]
-                            p[r, j] = solution[r, j]
+                        _load_row(start, row + r, packed, solution, r)
+                        simd.copy(solution, r * width, p, r * width, width)
+                        if len(rhs):
+                            _load_row(rhs, row + r, packed, right, r)
                     # residual = b - A x;  moment = x.b
-                    _shared_products(gram, p, transposed, q, size)
+                    _shared_products(gram, p, q)
                     for r in range(size):
                         ridge = l2[(row + r) * l2_step]
                         moment[r] = 0
                         for j in range(width):
-                            right = rhs[row + r, columns[j]] if len(rhs) else np.float32(0)
-                            moment[r] += right * p[r, j]
-                            q[r, j] = right - ridge * p[r, j] - q[r, j]
+                            moment[r] += right[r, j] * p[r, j]
+                            q[r, j] = right[r, j] - ridge * p[r, j] - q[r, j]
                         for k in range(begin[r], end[r], 4):
                             d0, d1, d2, d3 = simd.dot4(buffer, k * width, p, r * width, width, packed)
                             moment[r] += (b[k] * d0 + b[k + 1] * d1) + (b[k + 2] * d2 + b[k + 3] * d3)
@@ -116,7 +121,7 @@ def kernel(width: int, packed: int):
                         if begin[r] == end[r]:
                             norm[r] = 0
                     for _step in range(iterations):
-                        _shared_products(gram, p, transposed, q, size)
+                        _shared_products(gram, p, q)
                         for r in range(size):
                             if norm[r] == 0:
                                 continue
@@ -124,8 +129,7 @@ def kernel(width: int, packed: int):
                             slope = np.float32(0)
                             for j in range(width):
                                 q[r, j] += ridge * p[r, j]
-                                if len(rhs):
-                                    slope += rhs[row + r, columns[j]] * p[r, j]
+                                slope += right[r, j] * p[r, j]
                             for k in range(begin[r], end[r], 4):
                                 d0, d1, d2, d3 = simd.dot4(buffer, k * width, p, r * width, width, packed)
                                 slope += (b[k] * d0 + b[k + 1] * d1) + (b[k + 2] * d2 + b[k + 3] * d3)
@@ -163,7 +167,10 @@ def kernel(width: int, packed: int):
                         share = -moment[r]
                         for j in range(width):
                             share -= solution[r, j] * residual[r, j]
-                            x[row + r, columns[j]] = solution[r, j]
+                        if packed:
+                            simd.from_interleaved(solution, r * width, x, (row + r) * width, width)
+                        else:
+                            simd.copy(solution, r * width, x, (row + r) * width, width)
                         loss[row + r] = share
                     row += size
         status[0] = 1
@@ -172,12 +179,19 @@ def kernel(width: int, packed: int):
 
 
 @numba.njit(cache=True, nogil=True)
-def _shared_products(gram, p, transposed, q, size):
+def _shared_products(gram, p, q):
     """`q[r] = gram p[r]` for the rows solved side by side."""
     width = len(gram)
-    for r in range(size):
-        for j in range(width):
-            transposed[j, r] = p[r, j]
     q[:] = 0
     for j in range(0, width, simd.TILE_COLUMNS):
-        simd.add_outer_products(transposed, 0, _SIDE_BY_SIDE, gram, j, width, width, q, j, width)
+        simd.add_outer_products(p, 0, 1, width, gram, j, width, width, q, j, width)
+
+
+@numba.njit(cache=True, nogil=True)
+def _load_row(source, row, packed, target, place):
+    """Copies a row to a buffer, in the order of the loops."""
+    width = source.shape[1]
+    if packed:
+        simd.to_interleaved(source, row * width, target, place * width, width)
+    else:
+        simd.copy(source, row * width, target, place * width, width)

@@ -27,11 +27,11 @@ def solve_rows(
     gram = jnp.pad(gram, (0, width - rank))
     if solver == "cg":
         packed = int(table.dtype == jnp.bfloat16)
-        # The loops read bfloat16 columns in another order; permuting the rest to it changes no product.
-        columns = simd.interleaved_columns(width) if packed else np.arange(width)
-        gram = gram[columns][:, columns]
+        if packed:
+            order = simd.interleaved_columns(width)
+            gram = gram[order][:, order]
         kernel, name = least_squares_cg.kernel(width, packed), f"cg_{width}"
-        extra = [jnp.asarray([iterations], jnp.int32), jnp.asarray(columns, jnp.int32)]
+        extra = [jnp.asarray([iterations], jnp.int32)]
     else:
         table = table.astype(jnp.float32)
         kernel, name = least_squares_blocks.kernel(width), f"blocks_{width}"

@@ -109,14 +109,14 @@ def axpy4(typingctx, rows, i, c0, c1, c2, c3, q, j, width, packed):
 
 
 @intrinsic
-def add_outer_products(typingctx, a, i, a_stride, b, j, b_stride, n, c, k, c_stride):
+def add_outer_products(typingctx, a, i, a_stride, a_step, b, j, b_stride, n, c, k, c_stride):
     """`C[m, j] += sum over k < n of A[k, m] B[k, j]` for 4 x 16 entries kept in registers.
 
-    Strides count float32 numbers between consecutive k (A, B) or rows (C).
+    Strides count float32 numbers between consecutive k (A, B) or rows (C), the step those between consecutive m.
     """
 
     def codegen(context, builder, signature, arguments):
-        a, a_stride, b, b_stride, n, c, c_stride = addresses(context, builder, signature, arguments)
+        a, a_stride, a_step, b, b_stride, n, c, c_stride = addresses(context, builder, signature, arguments)
 
         def bytes_of(count):
             return builder.mul(count, I64(4))
@@ -137,7 +137,7 @@ def add_outer_products(typingctx, a, i, a_stride, b, j, b_stride, n, c, k, c_str
         halves = [load(builder, b_row, 4 * LANES * half, VECTOR) for half in range(2)]
         sums = {}
         for m in range(TILE_ROWS):
-            scale = splat(builder, load(builder, a_row, 4 * m, F32))
+            scale = splat(builder, load(builder, a_row, bytes_of(builder.mul(a_step, I64(m))), F32))
             for half in range(2):
                 sums[m, half] = multiply_add(builder, scale, halves[half], slots[m, half])
         after = builder.add(k, I64(1))
@@ -157,7 +157,35 @@ def add_outer_products(typingctx, a, i, a_stride, b, j, b_stride, n, c, k, c_str
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(a, i64, i64, b, i64, i64, i64, c, i64, i64), codegen
+    return types.void(a, i64, i64, i64, b, i64, i64, i64, c, i64, i64), codegen
+
+
+def _pairs(order):
+    """An intrinsic that copies `n` 32-bit words, a multiple of 16, each 16 of them in this order."""
+
+    @intrinsic
+    def copied(typingctx, source, i, target, j, n):
+        def codegen(context, builder, signature, arguments):
+            source, target, n = addresses(context, builder, signature, arguments)
+
+            def body(i):
+                low, high = builder.mul(i, I64(8)), builder.add(builder.mul(i, I64(8)), I64(4 * LANES))
+                a, b = load(builder, source, low, WORDS), load(builder, source, high, WORDS)
+                store(builder, shuffle(builder, a, b, order[:LANES]), target, low)
+                store(builder, shuffle(builder, a, b, order[LANES:]), target, high)
+                return ()
+
+            vector_loop(builder, builder.lshr(n, I64(1)), body)
+            return context.get_dummy_value()
+
+        return types.void(source, types.int64, target, types.int64, types.int64), codegen
+
+    return copied
+
+
+_EVEN_THEN_ODD = [int(c) for c in interleaved_columns(2 * LANES)]
+to_interleaved = _pairs(_EVEN_THEN_ODD)
+from_interleaved = _pairs([_EVEN_THEN_ODD.index(c) for c in range(2 * LANES)])
 
 
 @intrinsic
