@@ -19,7 +19,7 @@ from affinax.engine.factorization import fit, implicit_als
 from affinax.kernels import least_squares
 from affinax.kernels.csr import CSR, SparseMatrix
 
-from .measure import peak_bytes
+from .measure import peak_bytes, take_turns
 from .record import RUNS, record
 from .synthetic import fractal
 
@@ -93,12 +93,11 @@ def _median_round(seconds: list[float]) -> float:
 
 
 @pytest.mark.parametrize("rank", [64, 128])
-def test_sweep_against_implicit(ml20m_shaped, rank):
+def test_sweep_against_implicit(benchmark, ml20m_shaped, rank):
     data = ml20m_shaped.to_device()
     peer, ours = Implicit(ml20m_shaped, rank), {name: Affinax(data, rank, dtype) for name, dtype in OURS.items()}
-    for _ in range(ROUNDS):
-        for contestant in (peer, *ours.values()):
-            contestant.round()
+    contestants = {**{name: mine.round for name, mine in ours.items()}, "implicit": peer.round}
+    take_turns(benchmark, contestants, ROUNDS, warm_up=False)
     sweep, loss = _median_round(peer.seconds), peers_objective(ml20m_shaped, *peer.factors())
     results = {"implicit": {"median_sweep_s": sweep, "loss": loss, "seconds_of_15_sweeps": sum(peer.seconds)}}
     for name, mine in ours.items():

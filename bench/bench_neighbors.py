@@ -14,7 +14,7 @@ from affinax.engine.evaluation import evaluate
 from affinax.engine.neighbors import ease, item_knn, rp3beta, user_knn
 
 from .bench_accuracy import gowalla
-from .measure import median_seconds, peak_bytes
+from .measure import peak_bytes, take_turns
 from .record import RUNS, record
 
 K = 200
@@ -46,7 +46,7 @@ unit = matrix.copy()
 
 
 @pytest.mark.parametrize("name", ["ML-1M", "gowalla"])
-def test_item_knn_against_peers(name):
+def test_item_knn_against_peers(benchmark, name):
     from implicit.nearest_neighbours import CosineRecommender
     from sparse_dot_topn import sp_matmul_topn
 
@@ -62,7 +62,7 @@ def test_item_knn_against_peers(name):
         "implicit, s": lambda: CosineRecommender(K=K + 1, num_threads=2).fit(matrix, show_progress=False),
         "sparse-dot-topn, s": topn,
     }
-    seconds = median_seconds(calls, pause=0.5)
+    seconds = take_turns(benchmark, calls, pause=0.5)
     path = RUNS / f"{name}.npz"
     RUNS.mkdir(exist_ok=True)
     np.savez(path, x.users, x.items)
@@ -138,12 +138,12 @@ def test_choose_gowalla():
     record("neighbors", {"gowalla, choice on a validation part": trials})
 
 
-def test_ease_on_gowalla():
+def test_ease_on_gowalla(benchmark):
     """40,981 items: one array of 6.7 GB, against as many operations at the speed of a matrix product."""
     train, test = gowalla()
     n = train.n_items
     square = np.random.default_rng(0).normal(size=(4096, 4096)).astype(np.float32)
-    seconds = median_seconds({"product": lambda: square @ square})["product"]
+    seconds = take_turns(benchmark, {"product": lambda: square @ square})["product"]
     rate = 2 * 4096**3 / seconds
     began = time.perf_counter()
     model = ease(train, l2=80.0)

@@ -10,6 +10,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.sparse
 
 from affinax.engine.factorization import Factors, ImplicitObjective
@@ -17,13 +18,13 @@ from affinax.engine.retrieval import fixed_gramian, fold_in
 from affinax.kernels import top_k
 from affinax.kernels.csr import CSR
 
-from .measure import median_seconds
+from .measure import take_turns
 from .record import RUNS, record
 
 USERS, ITEMS, WIDTH, K = 4096, 27_000, 64, 20
 
 
-def test_top_k_against_peers():
+def test_top_k_against_peers(benchmark):
     import faiss
     from implicit.cpu.topk import topk
     from threadpoolctl import threadpool_limits
@@ -47,7 +48,7 @@ def test_top_k_against_peers():
         "implicit, seen items masked, s": lambda: topk(items, queries, K, filter_query_items=as_matrix),
     }
     with threadpool_limits(2, "blas"):
-        seconds = median_seconds(calls, pause=0.5)
+        seconds = take_turns(benchmark, calls, pause=0.5)
     ours, _, flat, theirs = seconds.values()
     agree = float((np.asarray(search(*on_device, {})[0]) == index.search(queries, K)[1]).mean())
     record(
@@ -63,34 +64,32 @@ def test_top_k_against_peers():
     )
 
 
-def test_one_query():
+def test_one_query(benchmark):
     rng = np.random.default_rng(0)
     queries, items = (jnp.asarray(rng.normal(size=(n, WIDTH)), jnp.float32) for n in (1, ITEMS))
-    results = {}
+    calls = {}
     for name in ("auto", "reference"):
         search = jax.jit(lambda q, i, name=name: top_k.search(q, i, K, implementation=name))
-        results |= median_seconds({name: lambda search=search: jax.block_until_ready(search(queries, items))}, 50)
-    record("retrieval", {f"top_k of one query over {ITEMS} items, s": results})
+        calls[name] = lambda search=search: jax.block_until_ready(search(queries, items))
+    record("retrieval", {f"top_k of one query over {ITEMS} items, s": take_turns(benchmark, calls, 50)})
 
 
-def test_fold_in_latency():
+@pytest.mark.parametrize("batch", [1, 1024])
+def test_fold_in_latency(benchmark, batch):
     rng = np.random.default_rng(0)
     objective = ImplicitObjective(*(jnp.float32(v) for v in (0.003, 1.0, 0.1)), None, jnp.float32(1.0))
     users, items = (jnp.asarray(rng.normal(0, 0.1, (n, WIDTH)), jnp.float32) for n in (1, ITEMS))
     model = Factors(users, items, objective=objective)
     gram = fixed_gramian(model)
     fold = jax.jit(lambda history: fold_in(model, history, gram=gram))
-    results = {}
-    for batch in (1, 1024):
-        rows = [np.sort(rng.choice(ITEMS, 100, replace=False)) for _ in range(batch)]
-        indptr = jnp.arange(0, 100 * batch + 1, 100, dtype=jnp.int32)
-        history = CSR(indptr, jnp.asarray(np.concatenate(rows), jnp.int32), jnp.ones(1))
-        call = {f"batch {batch}, s": lambda history=history: jax.block_until_ready(fold(history))}
-        results |= median_seconds(call, 50)
-    record("retrieval", {"fold_in, rank 64, 100 items": results})
+    rows = [np.sort(rng.choice(ITEMS, 100, replace=False)) for _ in range(batch)]
+    indptr = jnp.arange(0, 100 * batch + 1, 100, dtype=jnp.int32)
+    history = CSR(indptr, jnp.asarray(np.concatenate(rows), jnp.int32), jnp.ones(1))
+    seconds = take_turns(benchmark, {"affinax, s": lambda: jax.block_until_ready(fold(history))}, 50)
+    record("retrieval", {f"fold_in of {batch}, rank 64, 100 items": seconds})
 
 
-def test_start_up(tmp_path):
+def test_start_up(benchmark, tmp_path):
     from affinax.datasets import movielens
 
     x = movielens("100k")
@@ -112,4 +111,4 @@ def test_start_up(tmp_path):
     began = time.perf_counter()
     subprocess.run(fit, check=True, capture_output=True, env=cold)
     uncached = {"fit ML-100K, one sweep, command line, nothing cached, s": time.perf_counter() - began}
-    record("retrieval", {"start-up": median_seconds(calls) | uncached})
+    record("retrieval", {"start-up": take_turns(benchmark, calls) | uncached})

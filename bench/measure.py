@@ -11,20 +11,32 @@ from typing import Any
 import numpy as np
 
 
-def median_seconds(calls: dict[str, Callable[[], Any]], rounds: int = 5, pause: float = 0.0) -> dict[str, float]:
-    """Median time of each call, after one that warms up; they take turns, so that all meet the same machine.
+def take_turns(
+    benchmark: Any, calls: dict[str, Callable[[], Any]], rounds: int = 5, pause: float = 0.0, warm_up: bool = True
+) -> dict[str, float]:
+    """Median seconds of each call, after one to warm up; they take turns, so that all meet the same machine.
 
-    The threads of OpenMP spin for a while after a call of a peer: `pause` seconds let them come to rest.
+    The first is what pytest-benchmark measures; the others run between its rounds and are in its `extra_info`. The
+    threads of OpenMP spin for a while after a call of a peer: `pause` seconds let them come to rest.
     """
-    seconds = {name: [] for name in calls}
-    for timed in range(rounds + 1):
-        for name, call in calls.items():
+    (ours, measured), *others = calls.items()
+    seconds: dict[str, list[float]] = {name: [] for name, _ in others}
+    for call in calls.values() if warm_up else ():
+        call()
+
+    def others_turn() -> None:
+        for name, call in others:
             time.sleep(pause)
             began = time.perf_counter()
             call()
-            if timed:
-                seconds[name].append(time.perf_counter() - began)
-    return {name: float(np.median(times)) for name, times in seconds.items()}
+            seconds[name].append(time.perf_counter() - began)
+        time.sleep(pause)
+
+    benchmark.pedantic(measured, setup=others_turn, rounds=rounds)
+    medians = {ours: float(benchmark.stats.stats.median)}
+    medians |= {name: float(np.median(times)) for name, times in seconds.items()}
+    benchmark.extra_info.update(medians)
+    return medians
 
 
 _WATCHED = """
