@@ -28,6 +28,14 @@ def negatives(seed, indptr, indices, rows, cumulative, *, n_columns: int, per_ro
     return found
 
 
+def stages(seed, indptr, indices, *, n_columns: int, blocks: int):
+    """The Numba implementation of `sampling.STAGES`."""
+    results = [jax.ShapeDtypeStruct((n,), jnp.int32) for n in (indices.shape[0], blocks * blocks + 1)]
+    numbers = jnp.asarray([n_columns, blocks], jnp.int32)
+    order, ends = xla_ffi.call("stages", _stages, results, seed, indptr, indices, numbers)
+    return order, ends
+
+
 @numba.njit(cache=True, nogil=True)
 def _start(seed, stream):
     """State of the generator for one stream of a seed, two 32-bit words."""
@@ -53,13 +61,51 @@ def _below(number, n):
 
 @numba.njit(cache=True, nogil=True)
 def _permutation(seed, order):
-    state = _start(seed, 0)
+    _permute(_start(seed, 0), order)
+
+
+@numba.njit(cache=True, nogil=True)
+def _permute(state, order):
     for k in range(len(order)):
         order[k] = k
     for k in range(len(order) - 1, 0, -1):
         state += np.uint64(0x9E3779B97F4A7C15)
         other = _below(_mix(state), k + 1)
         order[k], order[other] = order[other], order[k]
+
+
+@numba.njit(cache=True, nogil=True)
+def _groups(state, sizes, total, n_groups):
+    """A random order, and the group of each member: what comes before it, in parts of equal size."""
+    order, group = np.empty(len(sizes), np.int32), np.empty(len(sizes), np.int32)
+    _permute(state, order)
+    part, before = max(-(-total // n_groups), 1), 0
+    for member in order:
+        group[member] = min(before // part, n_groups - 1)
+        before += sizes[member]
+    return order, group
+
+
+@numba.njit(cache=True, nogil=True)
+def _stages(seed, indptr, indices, numbers, order, ends):
+    n_rows, n_columns, blocks = len(indptr) - 1, numbers[0], numbers[1]
+    lengths, counts = np.diff(indptr), np.zeros(n_columns, np.int32)
+    for column in indices:
+        counts[column] += 1
+    rows, row_group = _groups(_start(seed, 0), lengths, len(indices), blocks)
+    _, column_group = _groups(_start(seed, 1), counts, len(indices), blocks)
+    ends[:] = 0
+    for row in range(n_rows):
+        for k in range(indptr[row], indptr[row + 1]):
+            ends[(column_group[indices[k]] - row_group[row]) % blocks * blocks + row_group[row] + 1] += 1
+    for block in range(blocks * blocks):
+        ends[block + 1] += ends[block]
+    place = ends[:-1].copy()
+    for row in rows:
+        for k in range(indptr[row], indptr[row + 1]):
+            block = (column_group[indices[k]] - row_group[row]) % blocks * blocks + row_group[row]
+            order[place[block]] = k
+            place[block] += 1
 
 
 @numba.njit(cache=True, nogil=True)

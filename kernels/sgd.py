@@ -14,6 +14,7 @@ from .csr import CSR
 from .op import Implementation, Op, dispatch
 
 Loss = Literal["squared", "logistic", "bpr"]
+_CHUNK = 1024  # entries in a block of a lock-free sweep
 
 
 class Tables(NamedTuple):
@@ -30,6 +31,7 @@ def sweep(
     rows: CSR,
     order: Int32[Array, " n"],
     negatives: Int32[Array, "n m"],
+    bounds: Int32[Array, "stages blocks_1"] | None = None,
     *,
     loss: Loss,
     learning_rate: Any,
@@ -54,12 +56,16 @@ def sweep(
         rows: Users' interactions.
         order: Entries of `rows`, in `[0, nnz)`.
         negatives: Items for each of them; -1 is passed over.
+        bounds: Where the entries fall into stages, one after the other, and those into blocks that share no row and no
+            column, so that several threads may work them off at once: block b of stage t is
+            `order[bounds[t, b] : bounds[t, b + 1]]`. See `sampling.stages`. One block of all entries if None.
         loss: See above.
         learning_rate: Step length.
         l2: Regularization.
         mean: Of the scores; it is not learned.
         biases: Whether biases are learned.
-        hogwild: Several threads at once, without locks (Niu, Recht et al. 2011): faster, and no two runs alike.
+        hogwild: Several threads at once on blocks that do share rows, without locks (Niu, Recht et al. 2011): faster,
+            and no two runs alike. Only without `bounds`.
         implementation: See `kernels.op.dispatch`. The reference does the same, one entry at a time.
 
     Returns:
@@ -74,6 +80,11 @@ def sweep(
     """
     if loss not in get_args(Loss):
         raise ValueError(f"kernels.sgd: {loss=} must be one of {get_args(Loss)}")
+    if bounds is None:
+        ends = [*range(0, order.shape[0], _CHUNK if hogwild else max(order.shape[0], 1)), order.shape[0]]
+        bounds = jnp.asarray([ends], jnp.int32)
+    elif hogwild:
+        raise ValueError("kernels.sgd: blocks given by bounds need no hogwild")
     numbers = jnp.stack([jnp.asarray(v, jnp.float32) for v in (learning_rate, l2, mean)])
     new, total = dispatch(
         OP,
@@ -81,11 +92,11 @@ def sweep(
         *rows,
         order,
         negatives,
+        bounds,
         numbers,
         implementation=implementation,
         loss=loss,
         biases=biases,
-        hogwild=hogwild,
     )
     return Tables(*new), total
 
@@ -100,11 +111,11 @@ def _reference(
     values,
     order,
     negatives,
+    bounds,
     numbers,
     *,
     loss: str,
     biases: bool,
-    hogwild: bool,
 ):
     learning_rate, l2, mean = numbers
     row_of = jnp.searchsorted(indptr, order, side="right").astype(jnp.int32) - 1

@@ -14,7 +14,6 @@ from .threads import WORKERS
 
 MAX_RANK = 1024
 _LOSSES = {"squared": 0, "logistic": 1, "bpr": 2}
-_CHUNK = 1024  # entries taken from the queue at a time
 _FAR, _AHEAD = 32, 8  # entries between asking for what an entry says, then for its rows, and their use
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
 
@@ -29,11 +28,11 @@ def sweep(
     values,
     order,
     negatives,
+    bounds,
     numbers,
     *,
     loss: str,
     biases: bool,
-    hogwild: bool,
 ):
     """The Numba implementation of `sgd.OP`."""
     rank = users.shape[1]
@@ -42,14 +41,14 @@ def sweep(
     def padded(table):
         return jnp.pad(table, [(0, 0), (0, width - rank)])
 
-    flags = jnp.asarray([_LOSSES[loss], biases, WORKERS if hogwild else 1], jnp.int32)
+    flags = jnp.asarray([_LOSSES[loss], biases], jnp.int32)
     results = [
         *(jax.ShapeDtypeStruct((table.shape[0], width), jnp.float32) for table in (users, items)),
         *(jax.ShapeDtypeStruct(bias.shape, jnp.float32) for bias in (user_bias, item_bias)),
-        jax.ShapeDtypeStruct((WORKERS,), jnp.float32),
+        jax.ShapeDtypeStruct((bounds.shape[0], bounds.shape[1] - 1), jnp.float32),
     ]
     arguments = (padded(users), padded(items), user_bias, item_bias, indptr, indices, values, order, negatives)
-    *new, totals = xla_ffi.call(f"sgd_{width}", _kernel(width), results, *arguments, numbers, flags)
+    *new, totals = xla_ffi.call(f"sgd_{width}", _kernel(width), results, *arguments, bounds, numbers, flags)
     return (new[0][:, :rank], new[1][:, :rank], *new[2:]), jnp.sum(totals)
 
 
@@ -68,6 +67,7 @@ def _kernel(width: int):
         values,
         order,
         negatives,
+        bounds,
         numbers,
         flags,
         new_users,
@@ -80,7 +80,6 @@ def _kernel(width: int):
         new_items[:] = items
         new_user_bias[:] = user_bias
         new_item_bias[:] = item_bias
-        totals[:] = 0
         row_of = np.empty(len(indices), np.int32)
         for row in range(len(indptr) - 1):
             row_of[indptr[row] : indptr[row + 1]] = row
@@ -88,65 +87,61 @@ def _kernel(width: int):
         loss, bias_rate = flags[0], rate * np.float32(flags[1])
         keep = np.float32(1) - rate * l2  # of a vector, after a step of its l2
         step = np.int64(len(values) > 1)
-        queue = np.zeros(1, np.int64)
-        # Alone, the one worker takes all chunks in their order; several take them as they come.
-        for worker in numba.prange(flags[2]):
-            total = 0.0
-            while True:
-                first = simd.take_number(queue, 0) * _CHUNK
-                if first >= len(order):
-                    break
-                for k in range(first, min(first + _CHUNK, len(order))):
-                    far = np.int64(order[min(k + _FAR, len(order) - 1)])
-                    simd.prefetch(row_of, far)
-                    simd.prefetch(indices, far)
-                    simd.prefetch(values, far * step)
-                    later = order[min(k + _AHEAD, len(order) - 1)]
-                    for place in range(0, width, 16):
-                        simd.prefetch(new_users, np.int64(row_of[later]) * width + place)
-                        simd.prefetch(new_items, np.int64(indices[later]) * width + place)
-                    entry = order[k]
-                    u, i = row_of[entry], indices[entry]
-                    here = np.int64(u) * width
-                    if loss == 2:
-                        p = new_users[u]
-                        liked = new_items[i]
-                        for place in range(negatives.shape[1]):
-                            j = negatives[k, place]
-                            if j < 0:
-                                continue
-                            q = new_items[j]
-                            score = np.float32(0)
-                            for c in range(width):
-                                score += p[c] * (liked[c] - q[c])
-                            pull, cost = _liked(new_item_bias[i] - new_item_bias[j] + score)
-                            total += cost
-                            for c in range(width):
-                                a, b, v = liked[c], q[c], p[c]
-                                p[c] = v + rate * (pull * (a - b) - l2 * v)
-                                liked[c] = a + rate * (pull * v - l2 * a)
-                                q[c] = b - rate * (pull * v + l2 * b)
-                            new_item_bias[i] += bias_rate * (pull - l2 * new_item_bias[i])
-                            new_item_bias[j] -= bias_rate * (pull + l2 * new_item_bias[j])
-                        continue
-                    for place in range(-1, 0 if loss == 0 else negatives.shape[1]):
-                        item = i if place < 0 else negatives[k, place]
-                        if item < 0:
+        n_blocks = bounds.shape[1] - 1
+        queue = np.zeros(len(bounds), np.int64)
+        for stage in range(len(bounds)):
+            for _worker in numba.prange(min(WORKERS, n_blocks)):
+                while True:
+                    block = simd.take_number(queue, stage)
+                    if block >= n_blocks:
+                        break
+                    total = 0.0
+                    for k in range(bounds[stage, block], bounds[stage, block + 1]):
+                        far = np.int64(order[min(k + _FAR, len(order) - 1)])
+                        simd.prefetch(row_of, far)
+                        simd.prefetch(indices, far)
+                        simd.prefetch(values, far * step)
+                        later = order[min(k + _AHEAD, len(order) - 1)]
+                        for place in range(0, width, 16):
+                            simd.prefetch(new_users, np.int64(row_of[later]) * width + place)
+                            simd.prefetch(new_items, np.int64(indices[later]) * width + place)
+                        entry = order[k]
+                        u, i = row_of[entry], indices[entry]
+                        here = np.int64(u) * width
+                        if loss == 2:
+                            for place in range(negatives.shape[1]):
+                                j = negatives[k, place]
+                                if j < 0:
+                                    continue
+                                liked, other = np.int64(i) * width, np.int64(j) * width
+                                score = simd.dot(new_users, here, new_items, liked, width)
+                                score -= simd.dot(new_users, here, new_items, other, width)
+                                pull, cost = _liked(new_item_bias[i] - new_item_bias[j] + score)
+                                total += cost
+                                simd.contrast(
+                                    keep, rate * pull, new_users, here, new_items, liked, new_items, other, width
+                                )
+                                new_item_bias[i] += bias_rate * (pull - l2 * new_item_bias[i])
+                                new_item_bias[j] -= bias_rate * (pull + l2 * new_item_bias[j])
                             continue
-                        there = np.int64(item) * width
-                        score = mean + new_user_bias[u] + new_item_bias[item]
-                        score += simd.dot(new_users, here, new_items, there, width)
-                        if loss == 0:
-                            pull = values[entry * step] - score
-                            cost = np.float32(0.5) * pull * pull
-                        else:
-                            pull, cost = _liked(score if place < 0 else -score)
-                            pull = pull if place < 0 else -pull
-                        total += cost
-                        simd.mix(keep, new_users, here, rate * pull, new_items, there, width)
-                        new_user_bias[u] += bias_rate * (pull - l2 * new_user_bias[u])
-                        new_item_bias[item] += bias_rate * (pull - l2 * new_item_bias[item])
-            totals[worker] = total
+                        for place in range(-1, 0 if loss == 0 else negatives.shape[1]):
+                            item = i if place < 0 else negatives[k, place]
+                            if item < 0:
+                                continue
+                            there = np.int64(item) * width
+                            score = mean + new_user_bias[u] + new_item_bias[item]
+                            score += simd.dot(new_users, here, new_items, there, width)
+                            if loss == 0:
+                                pull = values[entry * step] - score
+                                cost = np.float32(0.5) * pull * pull
+                            else:
+                                pull, cost = _liked(score if place < 0 else -score)
+                                pull = pull if place < 0 else -pull
+                            total += cost
+                            simd.mix(keep, new_users, here, rate * pull, new_items, there, width)
+                            new_user_bias[u] += bias_rate * (pull - l2 * new_user_bias[u])
+                            new_item_bias[item] += bias_rate * (pull - l2 * new_item_bias[item])
+                    totals[stage, block] = total
 
     return sweep
 

@@ -261,19 +261,53 @@ def mix(typingctx, a, p, i, b, q, j, n):
 
 
 @intrinsic
+def contrast(typingctx, keep, pull, p, i, a, j, b, k, n):
+    """`p, a, b = keep p + pull (a - b), keep a + pull p, keep b - pull p` over `n` numbers, a multiple of 8."""
+
+    def codegen(context, builder, signature, arguments):
+        keep, pull, p, a, b, n = addresses(context, builder, signature, arguments)
+        keep, pull = splat(builder, keep), splat(builder, pull)
+
+        def body(i):
+            offset = builder.mul(i, I64(4))
+            u, v, w = (load(builder, row, offset, VECTOR) for row in (p, a, b))
+            step = builder.fmul(pull, u)
+            store(builder, multiply_add(builder, keep, u, builder.fmul(pull, builder.fsub(v, w))), p, offset)
+            store(builder, multiply_add(builder, keep, v, step), a, offset)
+            store(builder, builder.fsub(builder.fmul(keep, w), step), b, offset)
+            return ()
+
+        vector_loop(builder, n, body)
+        return context.get_dummy_value()
+
+    f32, i64 = types.float32, types.int64
+    return types.void(f32, f32, p, i64, a, i64, b, i64, i64), codegen
+
+
+@intrinsic
 def dot(typingctx, a, i, b, j, n):
     """Product of two rows of `n` float32 numbers, a multiple of 8."""
 
     def codegen(context, builder, signature, arguments):
         a, b, n = addresses(context, builder, signature, arguments)
 
-        def body(i, total):
-            offset = builder.mul(i, I64(4))
-            return [multiply_add(builder, load(builder, a, offset, VECTOR), load(builder, b, offset, VECTOR), total)]
+        def products(offset, total):
+            return multiply_add(builder, load(builder, a, offset, VECTOR), load(builder, b, offset, VECTOR), total)
 
-        zero = ir.Constant(VECTOR, [0.0] * LANES)
-        (total,) = vector_loop(builder, n, body, zero)
-        return builder.extract_element(sum_lanes(builder, total, zero, zero, zero), I32(0))
+        def four(i, *totals):
+            first = builder.mul(i, I64(16))
+            return [products(builder.add(first, I64(4 * LANES * k)), total) for k, total in enumerate(totals)]
+
+        def one(i, total):
+            return [products(builder.mul(builder.add(whole, i), I64(4)), total)]
+
+        # Four chains, for one alone would wait for each sum before the next; then what is left.
+        quarter = builder.and_(builder.lshr(n, I64(2)), I64(-LANES))
+        whole = builder.mul(quarter, I64(4))
+        first, *others = vector_loop(builder, quarter, four, *[ir.Constant(VECTOR, [0.0] * LANES)] * 4)
+        (last,) = vector_loop(builder, builder.sub(n, whole), one, first)
+        total = builder.fadd(builder.fadd(last, others[0]), builder.fadd(others[1], others[2]))
+        return builder.extract_element(sum_lanes(builder, total, total, total, total), I32(0))
 
     return types.float32(a, types.int64, b, types.int64, types.int64), codegen
 
