@@ -30,9 +30,7 @@ def kernel(width: int, packed: int):
     """
 
     @numba.njit(parallel=True, nogil=True, cache=True, fastmath=_FAST)
-    def solve(
-        indptr, indices, weights, targets, table, gram, l2, rhs, start, numbers, x, loss, jittered, status
-    ):
+    def solve(indptr, indices, weights, targets, table, gram, l2, rhs, start, numbers, x, loss, jittered, status):
         iterations, l2_step = numbers[0], len(l2) > 1
         bounds = balanced_bounds(indptr, _CHUNKS, width // 2)
         queue = np.zeros(1, np.int64)

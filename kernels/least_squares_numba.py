@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from . import least_squares_blocks, least_squares_cg, simd, xla_ffi
 

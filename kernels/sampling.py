@@ -58,7 +58,7 @@ def stages(
         blocks=blocks,
     )
     first = jnp.arange(blocks, dtype=jnp.int32)[:, None] * blocks
-    return order, ends[first + jnp.arange(blocks + 1, dtype=jnp.int32)]
+    return order, ends[first + jnp.arange(blocks + 1, dtype=jnp.int32)[None, :]]
 
 
 def negatives(

@@ -98,6 +98,38 @@ def test_permutations(implementation):
 
 
 @each_implementation
+@pytest.mark.parametrize("blocks", [1, 3, 16])
+def test_blocks_of_a_stage_share_no_row_and_no_column(rows, implementation, blocks):
+    order, bounds = map(np.asarray, sampling.stages(KEY, rows, 12, blocks, implementation=implementation))
+    assert sorted(order) == list(range(rows.nnz))
+    assert bounds.shape == (blocks, blocks + 1)
+    np.testing.assert_array_equal(bounds[1:, 0], bounds[:-1, -1])
+    row_of, columns = np.repeat(np.arange(9), np.diff(rows.indptr)), np.asarray(rows.indices)
+    for ends in bounds:
+        entries = [order[low:high] for low, high in zip(ends[:-1], ends[1:], strict=True)]
+        for side in (row_of, columns):
+            seen = [set(side[e].tolist()) for e in entries]
+            assert sum(map(len, seen)) == len(set().union(*seen))
+    again, _ = sampling.stages(KEY, rows, 12, blocks, implementation=implementation)
+    np.testing.assert_array_equal(order, again)
+    other, _ = sampling.stages(jax.random.key(5), rows, 12, blocks, implementation=implementation)
+    assert (order != np.asarray(other)).any()
+
+
+@pytest.mark.parametrize("rank", [5, 40])
+def test_stages_on_several_threads_equal_one_entry_after_the_other(rows, rank):
+    order, bounds = sampling.stages(KEY, rows, 12, 4)
+    none, options = jnp.zeros((rows.nnz, 0), jnp.int32), {"loss": "squared", "learning_rate": 0.1, "l2": 0.05}
+    together, total = sgd.sweep(tables(rank), rows, order, none, bounds, **options)
+    alone, whole = sgd.sweep(tables(rank), rows, order, none, implementation="numba", **options)
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_allclose(total, whole, rtol=1e-5)
+    with pytest.raises(ValueError, match="need no hogwild"):
+        sgd.sweep(tables(rank), rows, order, none, bounds, hogwild=True, **options)
+
+
+@each_implementation
 @pytest.mark.parametrize("weighted", [False, True])
 def test_negatives_are_never_positives_and_as_frequent_as_asked(rows, implementation, weighted):
     weights = jnp.arange(1, 13, dtype=jnp.float32) if weighted else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, get_args
 
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from .objectives import ExplicitObjective, ImplicitObjective, RankingSgd, Rating
 from .parts import check_shape_parameters, info_of, random_rows, require_at_least, scalar
 
 Objective = ExplicitObjective | ImplicitObjective | RatingSgd
+_RowSolver = Callable[[CSR, Array, Terms, Objective, Array], least_squares.Solution]
 
 
 def implicit_als(
@@ -89,6 +92,11 @@ def implicit_als(
         users, items = random_rows(key, data, rank, init_std)
         return Factors(users, items, objective=objective())
 
+    return Algorithm(init, _implicit_step(solve), "implicit ALS")
+
+
+@functools.cache
+def _implicit_step(solve: _RowSolver) -> Callable[..., tuple[Factors, Info]]:
     def step(key: PRNGKeyArray, state: Factors, data: SparseMatrix) -> tuple[Factors, Info]:
         goal = objective_of(state)
         user_terms, item_terms = goal.terms(data.by_user.values), goal.terms(data.by_item.values)
@@ -98,7 +106,7 @@ def implicit_als(
         loss = loss + _sum_over_entries(item_terms.constants, data.by_item.nnz)
         return state._replace(users=users, items=items.x), info_of(loss, users, items.x)
 
-    return Algorithm(init, step, "implicit ALS")
+    return step
 
 
 def explicit_als(
@@ -167,22 +175,27 @@ def explicit_als(
         zeros = jnp.zeros(n_users, jnp.float32), jnp.zeros(n_items, jnp.float32)
         return Factors(users, items, *zeros, jnp.mean(data.by_user.values), objective)
 
+    return Algorithm(init, _explicit_step(solve), "explicit ALS")
+
+
+@functools.cache
+def _explicit_step(solve: _RowSolver) -> Callable[..., tuple[Factors, Info]]:
     def step(key: PRNGKeyArray, state: Factors, data: SparseMatrix) -> tuple[Factors, Info]:
         goal = objective_of(state)
         user_side = rating_system(data.by_user, state, side="users")
         start = joined(state.users, state.user_bias)
         user_rows = solve(data.by_user, user_side[0], user_side[1], goal, start).x
-        users, user_bias = separated(user_rows, rank)
+        users, user_bias = separated(user_rows, state.users.shape[1])
         state = state._replace(users=users, user_bias=user_bias)
         table, terms = rating_system(data.by_item, state, side="items")
         solved = solve(data.by_item, table, terms, goal, joined(state.items, state.item_bias))
-        items, item_bias = separated(solved.x, rank)
+        items, item_bias = separated(solved.x, state.users.shape[1])
         loss = jnp.sum(solved.loss) + _penalty(user_rows, data.by_user, items.shape[0], goal)
         loss = loss + _sum_over_entries(terms.constants, data.by_item.nnz)
         state = state._replace(items=items, item_bias=item_bias)
         return state, info_of(loss, user_rows, solved.x)
 
-    return Algorithm(init, step, "explicit ALS")
+    return step
 
 
 def objective_of(model: Factors) -> Objective:
@@ -236,7 +249,8 @@ def gramian(table: Float[Array, "n rank"], objective: Objective) -> Float[Array,
     return objective.unobserved_weight * product
 
 
-def _row_solver(solver, iterations, block, table_dtype, implementation):
+@functools.cache  # so that the same choices give the same step, which is compiled once
+def _row_solver(solver, iterations, block, table_dtype, implementation) -> _RowSolver:
     if solver not in get_args(least_squares.Solver):
         raise ValueError(f"{solver=} must be one of {get_args(least_squares.Solver)}")
     require_at_least(1, iterations=iterations, block=block)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -77,14 +78,9 @@ def fit(
     data = interactions.to_device() if isinstance(interactions, Interactions) else interactions
     nnz = data.by_user.nnz
     init_key, key = jax.random.split(key)
-    state = jax.jit(algorithm.init)(init_key, data) if state is None else jax.tree.map(jnp.array, state)
-
-    def guarded(key, state, data):
-        new, info = algorithm.step(key, state, data)
-        good = jnp.isfinite(info.loss) & jnp.all(info.nonfinite == 0)
-        return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state), info
-
-    step = jax.jit(guarded, donate_argnums=1)
+    # Copied, since the step consumes it.
+    state = jax.tree.map(jnp.array, algorithm.init(init_key, data) if state is None else state)
+    step = _guarded(algorithm.step)
     losses, seconds, scores = [], [], []
     best, best_score, stopped = None, -np.inf, "steps"
     with _Progress(algorithm.name, steps, progress) as bar:
@@ -111,6 +107,21 @@ def fit(
                 break
     history = History(np.array(losses), np.array(seconds), np.array(scores) if scores else None, stopped)
     return (state if best is None else best), history
+
+
+@functools.lru_cache(maxsize=32)
+def _guarded(step: Callable[..., tuple[Any, Info]]) -> Callable[..., tuple[Any, Info]]:
+    """The step, jitted, which leaves a state as it is that would not be finite.
+
+    Kept, so that another fit by the same step compiles nothing: the numbers of an algorithm are in its state.
+    """
+
+    def guarded(key, state, data):
+        new, info = step(key, state, data)
+        good = jnp.isfinite(info.loss) & jnp.all(info.nonfinite == 0)
+        return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state), info
+
+    return jax.jit(guarded, donate_argnums=1)
 
 
 def _divergence(algorithm: Algorithm, number: int, info: Info, state: Any, data: SparseMatrix) -> DivergenceError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -15,13 +16,17 @@ from ...kernels.csr import SparseMatrix
 from .algorithm import Info
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _normal(key: PRNGKeyArray, shape: tuple[int, int], scale: float) -> Array:
+    return scale * jax.random.normal(key, shape, jnp.float32)
+
+
 def random_rows(key: PRNGKeyArray, data: SparseMatrix, rank: int, std: float) -> tuple[Array, Array]:
     """Normal rows of both sides with standard deviation `std / sqrt(rank)`."""
     scale = std / math.sqrt(rank)
     user_key, item_key = jax.random.split(key)
     n_users, n_items = data.shape
-    users = scale * jax.random.normal(user_key, (n_users, rank), jnp.float32)
-    return users, scale * jax.random.normal(item_key, (n_items, rank), jnp.float32)
+    return _normal(user_key, (n_users, rank), scale), _normal(item_key, (n_items, rank), scale)
 
 
 def info_of(loss: Array, users: Array, items: Array) -> Info:

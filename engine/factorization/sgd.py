@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -31,14 +32,15 @@ def biased_mf(
     """Funk's SVD with biases: `r ~ mean + user_bias + item_bias + x_u . y_i`.
 
     A step goes down the gradient of `(r - s)^2 / 2 + l2 / 2 (|x_u|^2 + |y_i|^2 + biases^2)` of every rating once, in
-    random order.
+    the random order of `kernels.sampling.stages`, in which several threads never meet.
 
     Args:
         rank: Length of the vectors.
         learning_rate: At least 0.
         l2: At least 0.
         init_std: The first vectors are normal with this standard deviation over sqrt(rank).
-        hogwild: Several threads without locks: faster, and no two runs alike. Else one thread, and the key decides.
+        hogwild: A fully random order, on several threads without locks, so that no two runs are alike. Else the key
+            decides, on as many threads.
         implementation: See `kernels.op.dispatch`.
 
     Returns:
@@ -65,12 +67,21 @@ def biased_mf(
     def init(key: PRNGKeyArray, data: SparseMatrix) -> Factors:
         return _start(key, data, rank, init_std, jnp.mean(data.by_user.values), objective)
 
-    def step(key: PRNGKeyArray, state: Factors, data: SparseMatrix) -> tuple[Factors, Info]:
-        order = sampling.permutation(key, data.by_user.nnz, implementation=implementation)
-        none = jnp.zeros((order.shape[0], 0), jnp.int32)
-        return _sweep(state, data.by_user, order, none, "squared", True, hogwild, implementation)
+    return Algorithm(init, _rating_step(hogwild, implementation), "biased MF")
 
-    return Algorithm(init, step, "biased MF")
+
+@functools.cache
+def _rating_step(hogwild: bool, implementation: Implementation) -> Callable[..., tuple[Factors, Info]]:
+    def step(key: PRNGKeyArray, state: Factors, data: SparseMatrix) -> tuple[Factors, Info]:
+        rows, bounds = data.by_user, None
+        if hogwild:
+            order = sampling.permutation(key, rows.nnz, implementation=implementation)
+        else:
+            order, bounds = sampling.stages(key, rows, data.shape[1], implementation=implementation)
+        none = jnp.zeros((order.shape[0], 0), jnp.int32)
+        return _sweep(state, rows, order, none, bounds, "squared", True, hogwild, implementation)
+
+    return step
 
 
 def bpr(
@@ -98,7 +109,8 @@ def bpr(
         popularity_exponent: Negatives are drawn as often as items were met, to this power; 0 is uniform.
         biases: Whether items have a bias.
         init_std: As in `biased_mf`, and so on to
-        hogwild: the threads and
+        hogwild: Several threads at once without locks: faster, and no two runs alike. Else one thread, and the key
+            decides;
         implementation: the kernel.
 
     Returns:
@@ -111,8 +123,8 @@ def bpr(
     Feedback".
     """
     objective = _objective(RankingSgd, learning_rate, l2)
-    draw = _negatives(negatives, popularity_exponent, implementation)
-    return _ranking("bpr", "BPR", rank, objective, draw, biases, init_std, hogwild, implementation)
+    step = _ranking_step("bpr", negatives, popularity_exponent, biases, hogwild, implementation)
+    return _ranking("BPR", rank, init_std, objective, step)
 
 
 def logistic_mf(
@@ -138,53 +150,46 @@ def logistic_mf(
     Source: Rendle, Krichene, Zhang, Anderson 2020, "Neural Collaborative Filtering vs. Matrix Factorization Revisited".
     """
     objective = _objective(RankingSgd, learning_rate, l2)
-    draw = _negatives(negatives, popularity_exponent, implementation)
-    return _ranking("logistic", "logistic MF", rank, objective, draw, biases, init_std, hogwild, implementation)
+    step = _ranking_step("logistic", negatives, popularity_exponent, biases, hogwild, implementation)
+    return _ranking("logistic MF", rank, init_std, objective, step)
 
 
-def _negatives(
-    per_entry: int, popularity_exponent: float, implementation: Implementation
-) -> Callable[[PRNGKeyArray, SparseMatrix, Array], Array]:
-    """`draw(key, data, order)`: negatives for the entries in this order."""
-    require_at_least(1, negatives=per_entry)
+@functools.cache
+def _ranking_step(
+    loss: sgd.Loss,
+    negatives: int,
+    popularity_exponent: float,
+    biases: bool,
+    hogwild: bool,
+    implementation: Implementation,
+) -> Callable[..., tuple[Factors, Info]]:
+    require_at_least(1, negatives=negatives)
     require_at_least(0, popularity_exponent=popularity_exponent)
 
-    def draw(key: PRNGKeyArray, data: SparseMatrix, order: Array) -> Array:
-        rows = data.by_user
+    def step(key: PRNGKeyArray, state: Factors, data: SparseMatrix) -> tuple[Factors, Info]:
+        order_key, negative_key = jax.random.split(key)
+        rows, n_items = data.by_user, data.shape[1]
+        order = sampling.permutation(order_key, rows.nnz, implementation=implementation)
         users = jnp.arange(rows.n_rows, dtype=jnp.int32)
         of_entry = jnp.repeat(users, jnp.diff(rows.indptr), total_repeat_length=rows.nnz)
         weights = None
         if popularity_exponent:
             weights = jnp.diff(data.by_item.indptr).astype(jnp.float32) ** popularity_exponent
-        n_items = data.by_item.n_rows
-        return sampling.negatives(
-            key, rows, of_entry[order], n_items, per_entry, weights=weights, implementation=implementation
+        drawn = sampling.negatives(
+            negative_key, rows, of_entry[order], n_items, negatives, weights=weights, implementation=implementation
         )
+        return _sweep(state, rows, order, drawn, None, loss, biases, hogwild, implementation)
 
-    return draw
+    return step
 
 
 def _ranking(
-    loss: sgd.Loss,
-    name: str,
-    rank: int,
-    objective: RankingSgd,
-    draw: Callable[[PRNGKeyArray, SparseMatrix, Array], Array],
-    biases: bool,
-    init_std: float,
-    hogwild: bool,
-    implementation: Implementation,
+    name: str, rank: int, init_std: float, objective: RankingSgd, step: Callable[..., tuple[Factors, Info]]
 ) -> Algorithm:
     check_shape_parameters(rank, init_std)
 
     def init(key: PRNGKeyArray, data: SparseMatrix) -> Factors:
         return _start(key, data, rank, init_std, scalar(0.0), objective)
-
-    def step(key: PRNGKeyArray, state: Factors, data: SparseMatrix) -> tuple[Factors, Info]:
-        order_key, negative_key = jax.random.split(key)
-        order = sampling.permutation(order_key, data.by_user.nnz, implementation=implementation)
-        drawn = draw(negative_key, data, order)
-        return _sweep(state, data.by_user, order, drawn, loss, biases, hogwild, implementation)
 
     return Algorithm(init, step, name)
 
@@ -204,6 +209,7 @@ def _sweep(
     rows: CSR,
     order: Array,
     negatives: Array,
+    bounds: Array | None,
     loss: sgd.Loss,
     biases: bool,
     hogwild: bool,
@@ -218,6 +224,7 @@ def _sweep(
         rows,
         order,
         negatives,
+        bounds,
         loss=loss,
         learning_rate=objective.learning_rate,
         l2=objective.l2,
