@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from .engine.data import Interactions
-from .engine.factorization import biased_mf, bpr, explicit_als, fit, implicit_als, logistic_mf
+from .engine.factorization import biased_mf, bpr, explicit_als, fit, implicit_als, logistic_mf, svd_plus_plus
 from .engine.factorization.fitting import History
 from .engine.neighbors import ease, item_knn, popularity, rp3beta, user_knn
 
@@ -41,6 +41,7 @@ ALGORITHMS = {
     "logistic-mf": Named(logistic_mf, 50, {"rank": 64}),
     "popularity": Named(popularity, 0, {}),
     "rp3beta": Named(rp3beta, 0, {}),
+    "svd-plus-plus": Named(svd_plus_plus, 20, {"rank": 20}, needs_values=True),
     "user-knn": Named(user_knn, 0, {}),
 }
 

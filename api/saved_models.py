@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .engine.factorization import ExplicitObjective, Factors, ImplicitObjective, RankingSgd, RatingSgd
+from .engine.factorization import ExplicitObjective, Factors, FeedbackFactors, ImplicitObjective, RankingSgd, RatingSgd
 from .engine.neighbors import ItemWeights, Popularity, UserNeighbors
 from .kernels.csr import CSR, SparseMatrix
 
@@ -17,6 +17,7 @@ _KINDS = {
         CSR,
         ExplicitObjective,
         Factors,
+        FeedbackFactors,
         ImplicitObjective,
         ItemWeights,
         Popularity,

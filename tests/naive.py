@@ -180,3 +180,23 @@ def similarities(rows, side, similarity="cosine", weighting="none", shrink=0.0, 
     else:
         below = np.sqrt(np.outer(squares, squares)) + shrink
     return np.where(below > 0, dots / np.where(below > 0, below, 1), 0)
+
+
+def svd_plus_plus(tables, rows, order, learning_rate, l2, mean):
+    """An epoch of SVD++ as it is written in the source: every rating moves the feedback of all its user's items."""
+    p, q, y, bu, bi = (np.array(t, np.float64) for t in tables)
+    indptr, indices, values = map(np.asarray, rows)
+    total = 0.0
+    for u in order:
+        mine = indices[indptr[u] : indptr[u + 1]]
+        for i, r in zip(mine, values[indptr[u] : indptr[u + 1]], strict=True):
+            root = np.sqrt(len(mine))
+            context, old = p[u] + y[mine].sum(0) / root, q[i].copy()
+            error = r - (mean + bu[u] + bi[i] + old @ context)
+            total += 0.5 * error**2
+            bu[u] += learning_rate * (error - l2 * bu[u])
+            bi[i] += learning_rate * (error - l2 * bi[i])
+            p[u] += learning_rate * (error * old - l2 * p[u])
+            q[i] += learning_rate * (error * context - l2 * old)
+            y[mine] += learning_rate * (error / root * old - l2 * y[mine])
+    return (p, q, y, bu, bi), total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from inspect import unwrap
 
 import jax
@@ -11,11 +12,13 @@ import pytest
 import scipy.sparse
 
 from affinax.engine.errors import DivergenceError
-from affinax.engine.factorization import biased_mf, bpr, fit, implicit_als, logistic_mf
-from affinax.engine.retrieval import fold_in, predict, recommend
+from affinax.engine.factorization import biased_mf, bpr, fit, implicit_als, logistic_mf, svd_plus_plus
+from affinax.engine.retrieval import fold_in, predict, recommend, with_history
 from affinax.kernels import sampling, sgd
+from affinax.kernels import svd_plus_plus as feedback_kernel
 from affinax.kernels.csr import CSR
 
+from . import naive
 from .test_factorization import checkerboard, planted
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -106,7 +109,7 @@ def test_blocks_of_a_stage_share_no_row_and_no_column(rows, implementation, bloc
     np.testing.assert_array_equal(bounds[1:, 0], bounds[:-1, -1])
     row_of, columns = np.repeat(np.arange(9), np.diff(rows.indptr)), np.asarray(rows.indices)
     for ends in bounds:
-        entries = [order[low:high] for low, high in zip(ends[:-1], ends[1:], strict=True)]
+        entries = [order[low:high] for low, high in itertools.pairwise(ends)]
         for side in (row_of, columns):
             seen = [set(side[e].tolist()) for e in entries]
             assert sum(map(len, seen)) == len(set().union(*seen))
@@ -180,7 +183,40 @@ def test_ratings_recover_what_was_planted(hogwild):
     assert np.sqrt(np.mean(error**2)) < 0.15 * matrix.std()
 
 
-EVERY = RANKERS | {"biased_mf": lambda **o: biased_mf(4, **({"learning_rate": 0.05} | o))}
+@each_implementation
+@pytest.mark.parametrize("rank", [1, 20])
+def test_svd_plus_plus_is_the_algorithm_of_its_source(rows, implementation, rank):
+    start, rng = tables(rank), np.random.default_rng(3)
+    start = feedback_kernel.Tables(
+        start.users, start.items, jnp.asarray(rng.normal(0, 0.3, (12, rank)), jnp.float32), *start[2:]
+    )
+    order = sampling.permutation(KEY, 9)
+    options = {"learning_rate": 0.05, "l2": 0.1, "mean": 3.0}
+    found, total = feedback_kernel.sweep(start, rows, order, implementation=implementation, **options)
+    expected, whole = naive.svd_plus_plus(start, rows, np.asarray(order), **options)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(total, whole, rtol=1e-4)
+
+
+def test_svd_plus_plus_recovers_what_was_planted_and_answers_newcomers():
+    x, matrix = planted(density=0.8)
+    state, _ = fit(svd_plus_plus(4, learning_rate=0.03, l2=0.005), x, key=KEY, steps=150, progress=False)
+    users, items = np.indices(matrix.shape).reshape(2, -1)
+    error = np.asarray(predict(state, users, items)) - matrix.ravel()
+    assert np.sqrt(np.mean(error**2)) < 0.25 * matrix.std()
+    # Users' vectors are their own and their feedback; newcomers with the same histories come near to both.
+    root = np.sqrt(np.diff(x.indptr))[:, None]
+    given = x.with_values(np.ones(x.nnz)).to_scipy() @ np.asarray(state.feedback) / root
+    np.testing.assert_allclose(state.users, np.asarray(state.own) + given, rtol=1e-4, atol=1e-5)
+    again = np.asarray(predict(with_history(state, x), users, items)) - matrix.ravel()
+    assert np.sqrt(np.mean(again**2)) < 0.25 * matrix.std()
+
+
+EVERY = RANKERS | {
+    "biased_mf": lambda **o: biased_mf(4, **({"learning_rate": 0.05} | o)),
+    "svd_plus_plus": lambda **o: svd_plus_plus(4, **({"learning_rate": 0.05} | o)),
+}
 
 
 @pytest.mark.parametrize("build", EVERY.values(), ids=EVERY.keys())

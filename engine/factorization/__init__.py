@@ -3,6 +3,7 @@
 from ..errors import DivergenceError
 from .algorithm import Algorithm, Factors, Info
 from .als import explicit_als, implicit_als
+from .feedback import FeedbackFactors, svd_plus_plus
 from .fitting import History, fit
 from .objectives import ExplicitObjective, ImplicitObjective, RankingSgd, RatingSgd
 from .sgd import biased_mf, bpr, logistic_mf
@@ -12,6 +13,7 @@ __all__ = [
     "DivergenceError",
     "ExplicitObjective",
     "Factors",
+    "FeedbackFactors",
     "History",
     "ImplicitObjective",
     "Info",
@@ -23,4 +25,5 @@ __all__ = [
     "fit",
     "implicit_als",
     "logistic_mf",
+    "svd_plus_plus",
 ]
