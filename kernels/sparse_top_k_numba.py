@@ -57,7 +57,7 @@ def _search(
     scores,
     status,
 ):
-    batch, n_columns, k = len(rows), dense.shape[1], ids.shape[1]
+    batch, n_columns = len(rows), dense.shape[1]
     padded = (n_columns + 63) // 64 * 64
     queue = np.zeros(1, np.int64)
     for _worker in numba.prange(WORKERS):
@@ -118,20 +118,38 @@ def _search(
                         if not dot > 0 or (len(allow) and not allow[j]) or (len(inside) and not inside[j]):
                             continue
                         score = _similarity(dot, size, column_sizes, j, shrink[0], kind[0])
-                        if n_found < k:
-                            scores[q, n_found], ids[q, n_found] = score, j
-                            n_found += 1
-                            if n_found == k:
-                                build_heap(ids[q], scores[q])
-                        elif score > scores[q, 0] or (score == scores[q, 0] and j < ids[q, 0]):
-                            sift_down(ids[q], scores[q], k, score, j)
-                    if n_found < k:
-                        build_heap(ids[q, :n_found], scores[q, :n_found])
-                    sort_best_first(ids[q, :n_found], scores[q, :n_found])
+                        n_found = keep_best(ids[q], scores[q], n_found, score, j)
+                    sort_kept(ids[q], scores[q], n_found)
                 for place in range(among.shape[1]):
                     if among[q, place] >= 0:
                         inside[among[q, place]] = False
     status[0] = 1
+
+
+@numba.njit(cache=True, nogil=True)
+def keep_best(ids, scores, n_found, score, item):
+    """Takes an answer into the lists where it is among the best; `n_found` places are filled, and a full list is a heap.
+
+    Returns:
+        How many places are filled then.
+    """
+    k = len(ids)
+    if n_found < k:
+        scores[n_found], ids[n_found] = score, item
+        n_found += 1
+        if n_found == k:
+            build_heap(ids, scores)
+    elif score > scores[0] or (score == scores[0] and item < ids[0]):
+        sift_down(ids, scores, k, score, item)
+    return n_found
+
+
+@numba.njit(cache=True, nogil=True)
+def sort_kept(ids, scores, n_found):
+    """Sorts what `keep_best` has kept, best first."""
+    if n_found < len(ids):
+        build_heap(ids[:n_found], scores[:n_found])
+    sort_best_first(ids[:n_found], scores[:n_found])
 
 
 @numba.njit(cache=True, nogil=True)

@@ -3,6 +3,7 @@
 from ..errors import DivergenceError
 from .algorithm import Algorithm, Factors, Info
 from .als import explicit_als, implicit_als
+from .baseline import baseline_estimates
 from .fitting import History, fit
 from .objectives import ExplicitObjective, ImplicitObjective, RankingSgd, RatingSgd
 from .sgd import biased_mf, bpr, logistic_mf
@@ -17,6 +18,7 @@ __all__ = [
     "Info",
     "RankingSgd",
     "RatingSgd",
+    "baseline_estimates",
     "biased_mf",
     "bpr",
     "explicit_als",

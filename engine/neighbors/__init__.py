@@ -5,15 +5,19 @@ from .graph import rp3beta
 from .item_weights import ease
 from .knn import item_knn, user_knn
 from .models import ItemWeights, UserNeighbors
+from .rating_knn import ItemRatings, UserRatings, knn_baseline
 from .similarity import cosine_similarity
 
 __all__ = [
+    "ItemRatings",
     "ItemWeights",
     "Popularity",
     "UserNeighbors",
+    "UserRatings",
     "cosine_similarity",
     "ease",
     "item_knn",
+    "knn_baseline",
     "popularity",
     "rp3beta",
     "user_knn",
