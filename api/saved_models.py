@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .engine.factorization import ExplicitObjective, Factors, ImplicitObjective, RankingSgd, RatingSgd
-from .engine.neighbors import ItemWeights, Popularity, UserNeighbors
+from .engine.neighbors import GraphFilter, ItemRatings, ItemWeights, Popularity, UserNeighbors, UserRatings
 from .kernels.csr import CSR, SparseMatrix
 
 _KINDS = {
@@ -17,13 +17,16 @@ _KINDS = {
         CSR,
         ExplicitObjective,
         Factors,
+        GraphFilter,
         ImplicitObjective,
+        ItemRatings,
         ItemWeights,
         Popularity,
         RankingSgd,
         RatingSgd,
         SparseMatrix,
         UserNeighbors,
+        UserRatings,
     )
 }
 

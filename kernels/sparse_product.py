@@ -1,4 +1,4 @@
-"""Sparse rows times a dense table."""
+"""Dense rows times a sparse table."""
 
 from __future__ import annotations
 
@@ -17,56 +17,61 @@ _PRODUCTS = 1 << 20  # that the reference holds at a time
 
 
 def multiply(
-    rows: CSR, table: Float[Array, "m width"], *, implementation: Implementation = "auto"
-) -> Float[Array, "n_rows width"]:
-    """`product[r] = sum over the entries (i, v) of row r of v table[i]`.
+    rows: Float[Array, "batch m"], table: CSR, n_columns: int, *, implementation: Implementation = "auto"
+) -> Float[Array, "batch n_columns"]:
+    """`product[b, j] = sum over i of rows[b, i] table[i, j]`; zeros of the rows cost nothing.
 
-    Differentiable in the values and in the table.
+    Differentiable in the rows and in the values of the table.
 
     Args:
-        rows: `[n_rows, m]`.
-        table: What the columns of the rows stand for.
+        rows: Dense rows.
+        table: `[m, n_columns]`, sparse.
+        n_columns: Of the table.
         implementation: See `kernels.op.dispatch`.
 
-    >>> rows = CSR(jnp.array([0, 2, 2], jnp.int32), jnp.array([0, 2], jnp.int32), jnp.array([1.0, 2.0]))
-    >>> multiply(rows, jnp.array([[1.0, 0.0], [5.0, 5.0], [0.0, 3.0]])).tolist()
-    [[1.0, 6.0], [0.0, 0.0]]
+    Raises:
+        ValueError: Rows that are not as wide as the table is long.
+
+    >>> table = CSR(jnp.array([0, 2, 2], jnp.int32), jnp.array([0, 2], jnp.int32), jnp.array([1.0, 2.0]))
+    >>> multiply(jnp.array([[3.0, 5.0], [0.0, 1.0]]), table, 3).tolist()
+    [[3.0, 0.0, 6.0], [0.0, 0.0, 0.0]]
     """
-    return _multiply(rows, table, implementation)
+    if rows.shape[1] != table.n_rows:
+        raise ValueError(f"kernels.sparse_product: {rows.shape=} must be [batch, {table.n_rows}], the rows of the table")
+    return _multiply(rows, table, n_columns, implementation)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _multiply(rows: CSR, table: Array, implementation: Implementation) -> Array:
-    return dispatch(OP, *rows, table, implementation=implementation)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _multiply(rows: Array, table: CSR, n_columns: int, implementation: Implementation) -> Array:
+    return dispatch(OP, rows, *table, implementation=implementation, n_columns=n_columns)
 
 
-def _forward(rows: CSR, table: Array, implementation: Implementation):
-    return _multiply(rows, table, implementation), (rows, table)
+def _forward(rows: Array, table: CSR, n_columns: int, implementation: Implementation):
+    return _multiply(rows, table, n_columns, implementation), (rows, table)
 
 
-def _backward(implementation: Implementation, saved, cotangent):
-    return jax.vjp(lambda rows, table: _reference(*rows, table), *saved)[1](cotangent)
+def _backward(n_columns: int, implementation: Implementation, saved, cotangent):
+    return jax.vjp(lambda rows, table: _reference(rows, *table, n_columns=n_columns), *saved)[1](cotangent)
 
 
 _multiply.defvjp(_forward, _backward)
 
 
-def _reference(indptr, indices, values, table) -> Array:
-    rows = CSR(indptr, indices, values)
-    row, values = entries(rows)
-    chunk = min(max(1, _PRODUCTS // max(table.shape[1], 1)), max(rows.nnz, 1))
-    padding = (0, -rows.nnz % chunk)
-    parts = (jnp.pad(part, padding).reshape(-1, chunk) for part in (row, indices, values))
+def _reference(rows, indptr, indices, values, *, n_columns: int) -> Array:
+    inner, values = entries(CSR(indptr, indices, values))
+    nnz, batch = indices.shape[0], rows.shape[0]
+    chunk = min(max(1, _PRODUCTS // max(batch, 1)), max(nnz, 1))
+    parts = tuple(jnp.pad(part, (0, -nnz % chunk)).reshape(-1, chunk) for part in (inner, indices, values))
 
     def add(total, part):
-        row, column, value = part
-        return total.at[row].add(value[:, None] * table[column]), None
+        i, column, value = part
+        return total.at[:, column].add(rows[:, i] * value), None
 
-    return lax.scan(add, jnp.zeros((rows.n_rows, table.shape[1]), table.dtype), tuple(parts))[0]
+    return lax.scan(add, jnp.zeros((batch, n_columns), rows.dtype), parts)[0]
 
 
-def _supports(indptr, indices, values, table, **static) -> str | None:
-    kinds = {values.dtype, table.dtype}
+def _supports(rows, indptr, indices, values, **static) -> str | None:
+    kinds = {rows.dtype, values.dtype}
     if kinds != {jnp.dtype(jnp.float32)}:
         return f"values of {sorted(map(str, kinds))} must all be float32"
     return None

@@ -7,6 +7,7 @@ from .baseline import baseline_estimates
 from .fitting import History, fit
 from .objectives import ExplicitObjective, ImplicitObjective, RankingSgd, RatingSgd
 from .sgd import biased_mf, bpr, logistic_mf
+from .svd import randomized_svd
 
 __all__ = [
     "Algorithm",
@@ -25,4 +26,5 @@ __all__ = [
     "fit",
     "implicit_als",
     "logistic_mf",
+    "randomized_svd",
 ]

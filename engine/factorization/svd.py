@@ -55,11 +55,12 @@ def randomized_svd(
     if width > min(data.shape):
         raise ValueError(f"{rank=} and {oversampling=} must add up to at most {min(data.shape)} for shape {data.shape}")
 
+    # X times a matrix is its transpose times X^T, whose rows are those by item.
     def times(table: Array) -> Array:
-        return sparse_product.multiply(data.by_user, table, implementation=implementation)
+        return sparse_product.multiply(table.T, data.by_item, data.shape[0], implementation=implementation).T
 
     def transposed_times(table: Array) -> Array:
-        return sparse_product.multiply(data.by_item, table, implementation=implementation)
+        return sparse_product.multiply(table.T, data.by_user, data.shape[1], implementation=implementation).T
 
     def power(_, basis: Array) -> Array:
         return _orthonormal(times(_orthonormal(transposed_times(basis))))

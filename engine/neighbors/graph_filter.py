@@ -51,16 +51,17 @@ class GraphFilter(NamedTuple):
 
         def write(signal, row, entry, valid):
             value = values[entry if values.shape[0] > 1 else jnp.zeros_like(entry)]
-            return signal.at[jnp.where(valid, indices[entry], self.n_items), row].set(value, mode="drop")
+            return signal.at[row, jnp.where(valid, indices[entry], self.n_items)].set(value, mode="drop")
 
-        signal = jnp.zeros((self.n_items, users.shape[0]), jnp.float32)
+        signal = jnp.zeros((users.shape[0], self.n_items), jnp.float32)
         if indices.shape[0]:
             signal = over_entries(write, signal, indptr[users], indptr[users + 1], _ENTRIES)
-        near = sparse_product.multiply(self.graph.by_item, sparse_product.multiply(self.graph.by_user, signal))
-        roots = jnp.where(self.roots > 0, self.roots, 1.0)[:, None]
+        by_user, by_item = self.graph
+        near = sparse_product.multiply(sparse_product.multiply(signal, by_item, by_user.n_rows), by_user, self.n_items)
+        roots = jnp.where(self.roots > 0, self.roots, 1.0)
         high = lax.Precision.HIGHEST
-        low = jnp.matmul(self.vectors, jnp.matmul(self.vectors.T, signal / roots, precision=high), precision=high)
-        return (near + self.alpha * roots * low).T
+        low = jnp.matmul(jnp.matmul(signal / roots, self.vectors, precision=high), self.vectors.T, precision=high)
+        return near + self.alpha * roots * low
 
     def with_history(self, history: CSR) -> GraphFilter:
         """The same filter for users with other histories."""

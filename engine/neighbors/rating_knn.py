@@ -97,6 +97,14 @@ class UserRatings(NamedTuple):
         items, place = _all_pairs(self.n_items, users.shape[0])
         return self.pair_scores(users[place], items).reshape(self.n_items, -1).T
 
+    def with_history(self, history: CSR) -> UserRatings:
+        """Refused.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError('k-NN on the side of users compares whole users: side="items" answers to new histories')
+
 
 def knn_baseline(
     interactions: Interactions,

@@ -214,8 +214,8 @@ def similar_items(
     """The k nearest items to each item, itself left out.
 
     Args:
-        model: Anything with `item_table`, whose biases do not count where it has `items` of its own; or with item-item
-            `weights`, which then are the similarities.
+        model: Anything with `item_table`, whose biases do not count where it has `items` of its own; with item-item
+            `weights`, which then are the similarities; or with `scores`, which then are those after the one item.
         items: `[batch]` indices.
         k: How many, at least 1.
         metric: "cosine" or "dot" of item vectors.
@@ -241,14 +241,16 @@ def similar_items(
     if exclude is not None:
         exclude = as_ids("exclude", exclude, model.n_items, shape=(items.shape[0], None), padded=True)
         own = jnp.concatenate([own, exclude], axis=1)
+    each = jnp.arange(items.shape[0] + 1, dtype=jnp.int32)
+    one_hot = CSR(each, items, jnp.ones(1))
     weights = getattr(model, "weights", None)
-    if not isinstance(model, QueryModel):
-        if weights is None:
-            raise ValueError(f"{type(model).__name__} compares users and has no item-item weights")
+    if weights is not None:
         filters = checked_filters(items.shape[0], model.n_items, None, None, own, allow)
-        each = jnp.arange(items.shape[0] + 1, dtype=jnp.int32)
-        one_hot = CSR(each, items, jnp.ones(1))
         return sparse_top_k.search(one_hot, each[:-1], weights, k, n_columns=model.n_items, **filters._asdict())
+    if isinstance(model, ScoreModel):
+        return recommend(model, each[:-1], k, history=one_hot, exclude=own, allow=allow)
+    if isinstance(model, SparseModel):
+        raise ValueError(f"{type(model).__name__} compares users and has no item-item weights")
     table = jnp.asarray(getattr(model, "items", None) if hasattr(model, "items") else model.item_table(), jnp.float32)
     if metric == "cosine":
         norms = jnp.linalg.norm(table, axis=1, keepdims=True)
