@@ -7,13 +7,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .engine.factorization import ExplicitObjective, Factors, ImplicitObjective, RankingSgd, RatingSgd
+from .engine.factorization import Baseline, ExplicitObjective, Factors, ImplicitObjective, RankingSgd, RatingSgd
 from .engine.neighbors import GraphFilter, ItemRatings, ItemWeights, Popularity, UserNeighbors, UserRatings
 from .kernels.csr import CSR, SparseMatrix
 
 _KINDS = {
     kind.__name__: kind
     for kind in (
+        Baseline,
         CSR,
         ExplicitObjective,
         Factors,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 import time
@@ -25,6 +26,11 @@ def median_seconds(calls: dict[str, Callable[[], Any]], rounds: int = 5, pause: 
             if timed:
                 seconds[name].append(time.perf_counter() - began)
     return {name: float(np.median(times)) for name, times in seconds.items()}
+
+
+def peak_of_process() -> int:
+    """Most memory that this process has had at once, in bytes, as Linux kept count of it."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 _WATCHED = """

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int32
 
 from . import co_rated_numba
-from .csr import CSR, SparseMatrix, over_entries
+from .csr import SparseMatrix, over_entries
 from .op import Implementation, Op, dispatch
 
 Similarity = Literal["cosine", "msd"]
@@ -55,6 +55,7 @@ def search(
     Raises:
         ValueError: k below 1, or an unknown similarity.
 
+    >>> from affinax.kernels.csr import CSR
     >>> rows = CSR(jnp.array([0, 2, 4], jnp.int32), jnp.array([0, 1, 0, 1], jnp.int32), jnp.array([1.0, 2.0, 1.0, 3.0]))
     >>> columns = CSR(rows.indptr, rows.indices, jnp.array([1.0, 1.0, 2.0, 3.0]))
     >>> ids, similarities = search(SparseMatrix(rows, columns), jnp.array([0], jnp.int32), 2, similarity="msd")

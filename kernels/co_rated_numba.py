@@ -30,9 +30,7 @@ def search_rows(*arguments, k: int, similarity: str):
 
 
 @numba.njit(parallel=True, nogil=True, cache=True)
-def _search(
-    indptr, indices, values, t_indptr, t_indices, t_values, rows, numbers, kind, ids, scores, status
-):
+def _search(indptr, indices, values, t_indptr, t_indices, t_values, rows, numbers, kind, ids, scores, status):
     n_rows, shrink, min_support = len(indptr) - 1, numbers[0], numbers[1]
     queue = np.zeros(1, np.int64)
     for _worker in numba.prange(WORKERS):
@@ -72,7 +70,7 @@ def _search(
 
 @numba.njit(cache=True, nogil=True)
 def _add_products(begin, end, indices, values, t_indptr, t_indices, t_values, sums, met):
-    """Adds `1, x y, x^2, y^2` of every column that another row shares; returns how many rows were met: `met` has them."""
+    """Adds `1, x y, x^2, y^2` of every column that another row shares; returns how many rows `met` then lists."""
     step, t_step = np.int64(len(values) > 1), np.int64(len(t_values) > 1)
     n_met = 0
     for entry in range(begin, end):

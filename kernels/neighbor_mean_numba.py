@@ -15,8 +15,7 @@ _PAIRS = 2048  # taken from the queue at a time
 
 def means(*arguments):
     """The Numba implementation of `neighbor_mean.OP`."""
-    s_indptr, rows = arguments[0], arguments[6]
-    results = [jax.ShapeDtypeStruct(rows.shape, jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)]
+    results = [jax.ShapeDtypeStruct(arguments[6].shape, jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)]
     found, status = xla_ffi.call("neighbor_mean", _means, results, *arguments)
     return jnp.where(status[0] == 1, found, jnp.nan)
 

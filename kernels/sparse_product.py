@@ -37,7 +37,9 @@ def multiply(
     [[3.0, 0.0, 6.0], [0.0, 0.0, 0.0]]
     """
     if rows.shape[1] != table.n_rows:
-        raise ValueError(f"kernels.sparse_product: {rows.shape=} must be [batch, {table.n_rows}], the rows of the table")
+        raise ValueError(
+            f"kernels.sparse_product: {rows.shape=} must be [batch, {table.n_rows}], the rows of the table"
+        )
     return _multiply(rows, table, n_columns, implementation)
 
 

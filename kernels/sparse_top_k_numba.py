@@ -128,7 +128,7 @@ def _search(
 
 @numba.njit(cache=True, nogil=True)
 def keep_best(ids, scores, n_found, score, item):
-    """Takes an answer into the lists where it is among the best; `n_found` places are filled, and a full list is a heap.
+    """Takes an answer into the lists if it is among the best; `n_found` places are filled, and a full list is a heap.
 
     Returns:
         How many places are filled then.

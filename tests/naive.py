@@ -232,10 +232,16 @@ def knn_baseline(ratings, side, similarity, shrink, min_support, neighbors, l2_u
     kind = "msd" if similarity == "msd" else "cosine"
     if side == "items":
         found = co_rated_similarities(compared.T, kind, shrink, min_support, met.T)
-        means = [[neighbor_mean(found, residuals, met, i, u, neighbors) for i in range(met.shape[1])] for u in range(len(met))]
+        means = [
+            [neighbor_mean(found, residuals, met, i, u, neighbors) for i in range(met.shape[1])]
+            for u in range(len(met))
+        ]
     else:
         found = co_rated_similarities(compared, kind, shrink, min_support, met)
-        means = [[neighbor_mean(found, residuals.T, met.T, u, i, neighbors) for i in range(met.shape[1])] for u in range(len(met))]
+        means = [
+            [neighbor_mean(found, residuals.T, met.T, u, i, neighbors) for i in range(met.shape[1])]
+            for u in range(len(met))
+        ]
     return estimate + np.array(means)
 
 

@@ -33,7 +33,9 @@ def x():
 @pytest.mark.parametrize("implementation", ["numba", "reference"])
 def test_singular_vectors_are_those_of_the_dense_matrix(implementation):
     rng = np.random.default_rng(1)
-    dense = np.where(rng.random((50, 30)) < 0.5, rng.normal(size=(50, 30)), 0) + np.outer(np.arange(50), np.ones(30)) / 20
+    dense = (
+        np.where(rng.random((50, 30)) < 0.5, rng.normal(size=(50, 30)), 0) + np.outer(np.arange(50), np.ones(30)) / 20
+    )
     users, items = np.nonzero(dense)
     data = Interactions.from_coo(users, items, dense[users, items].astype(np.float32)).to_device()
 

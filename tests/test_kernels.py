@@ -395,7 +395,9 @@ def test_neighbor_mean_is_exact(case, implementation):
     similar = CSR(
         jnp.asarray(np.append(0, np.cumsum(lengths)), jnp.int32),
         jnp.asarray(np.concatenate([o[:n] for o, n in zip(order, lengths, strict=True)]), jnp.int32),
-        jnp.asarray(-np.concatenate([np.sort(-s)[:n] for s, n in zip(similarities, lengths, strict=True)]), jnp.float32),
+        jnp.asarray(
+            -np.concatenate([np.sort(-s)[:n] for s, n in zip(similarities, lengths, strict=True)]), jnp.float32
+        ),
     )
     rows = rng.integers(0, case.n_columns, 60).astype(np.int32)
     others = rng.integers(0, case.n_rows, 60).astype(np.int32)

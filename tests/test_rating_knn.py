@@ -78,7 +78,9 @@ class TestModel:
         model = knn_baseline(x, side=side, neighbors=3)
         np.testing.assert_allclose(jax.jit(predict)(model, *ALL), predict(model, *ALL), rtol=1e-6)
         whole = recommend(model, np.arange(N_USERS), 5, seen=x)
-        single = [jax.jit(recommend, static_argnames="k")(model, jnp.array([u]), k=5, seen=x.to_device()) for u in (0, 9)]
+        single = [
+            jax.jit(recommend, static_argnames="k")(model, jnp.array([u]), k=5, seen=x.to_device()) for u in (0, 9)
+        ]
         for place, user in enumerate((0, 9)):
             np.testing.assert_array_equal(single[place][0][0], whole[0][user])
 
@@ -125,7 +127,9 @@ def test_newcomers_with_the_ratings_of_users_get_the_same(x):
     model = knn_baseline(x)
     some = x.select(x.users < 5)
     np.testing.assert_allclose(
-        predict(with_history(model, some), ALL[0][:99], ALL[1][:99]), predict(model, ALL[0][:99], ALL[1][:99]), rtol=1e-4
+        predict(with_history(model, some), ALL[0][:99], ALL[1][:99]),
+        predict(model, ALL[0][:99], ALL[1][:99]),
+        rtol=1e-4,
     )
 
 

@@ -3,7 +3,7 @@
 from ..errors import DivergenceError
 from .algorithm import Algorithm, Factors, Info
 from .als import explicit_als, implicit_als
-from .baseline import baseline_estimates
+from .baseline import Baseline, baseline_estimates
 from .fitting import History, fit
 from .objectives import ExplicitObjective, ImplicitObjective, RankingSgd, RatingSgd
 from .sgd import biased_mf, bpr, logistic_mf
@@ -11,6 +11,7 @@ from .svd import randomized_svd
 
 __all__ = [
     "Algorithm",
+    "Baseline",
     "DivergenceError",
     "ExplicitObjective",
     "Factors",

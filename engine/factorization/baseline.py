@@ -2,21 +2,58 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int32
 
 from ...kernels.csr import CSR, SparseMatrix, entries
-from .algorithm import Factors
-from .objectives import ExplicitObjective
 from .parts import require_at_least, scalar
 
 
-def baseline_estimates(data: SparseMatrix, *, l2_users: Any = 15.0, l2_items: Any = 10.0, sweeps: int = 10) -> Factors:
-    """`r ~ mean + user_bias + item_bias`, by alternating least squares from the mean of all ratings.
+class Baseline(NamedTuple):
+    """`score(u, i) = mean + user_bias[u] + item_bias[i]`.
+
+    Attributes:
+        mean: Of all ratings.
+        user_bias: `[n_users]`.
+        item_bias: `[n_items]`.
+        l2_users: What the biases of new users are solved with.
+    """
+
+    mean: Float[Array, ""]
+    user_bias: Float[Array, " n_users"]
+    item_bias: Float[Array, " n_items"]
+    l2_users: Float[Array, ""]
+
+    @property
+    def n_users(self) -> int:
+        return self.user_bias.shape[-1]
+
+    @property
+    def n_items(self) -> int:
+        return self.item_bias.shape[-1]
+
+    def queries(self, users: Int32[Array, " batch"]) -> Float[Array, "batch 2"]:
+        bias = self.user_bias[users] + self.mean
+        return jnp.stack([jnp.ones_like(bias), bias], axis=1)
+
+    def item_table(self) -> Float[Array, "n_items 2"]:
+        return jnp.stack([self.item_bias, jnp.ones_like(self.item_bias)], axis=1)
+
+    def pair_scores(self, users: Int32[Array, " batch"], items: Int32[Array, " batch"]) -> Float[Array, " batch"]:
+        """Baselines of pairs."""
+        return self.mean + self.user_bias[users] + self.item_bias[items]
+
+    def with_history(self, history: CSR) -> Baseline:
+        """The same items for other users, whose biases are solved for."""
+        return self._replace(user_bias=_row_biases(history, self.mean, self.item_bias, self.l2_users))
+
+
+def baseline_estimates(data: SparseMatrix, *, l2_users: Any = 15.0, l2_items: Any = 10.0, sweeps: int = 10) -> Baseline:
+    """A mean and biases by alternating least squares: what every model of ratings must beat.
 
     Minimises `sum (r - mean - b_u - b_i)^2 + l2_users sum b_u^2 + l2_items sum b_i^2`. Pure and traceable.
 
@@ -27,7 +64,7 @@ def baseline_estimates(data: SparseMatrix, *, l2_users: Any = 15.0, l2_items: An
         sweeps: Passes over both sides, at least 1.
 
     Returns:
-        `Factors` of rank 0, a model as any other.
+        `Baseline`, a model as any other.
 
     Raises:
         ValueError: A parameter out of its range.
@@ -42,23 +79,18 @@ def baseline_estimates(data: SparseMatrix, *, l2_users: Any = 15.0, l2_items: An
     """
     require_at_least(0, l2_users=l2_users, l2_items=l2_items)
     require_at_least(1, sweeps=sweeps)
-    n_users, n_items = data.shape
-    mean = jnp.mean(data.by_user.values)
+    mean, l2_users, l2_items = jnp.mean(data.by_user.values), scalar(l2_users), scalar(l2_items)
 
-    def sweep(_, user_bias):
-        item_bias = row_biases(data.by_item, mean, user_bias, scalar(l2_items))
-        return row_biases(data.by_user, mean, item_bias, scalar(l2_users))
+    def sweep(_, biases):
+        item_bias = _row_biases(data.by_item, mean, biases[0], l2_items)
+        return _row_biases(data.by_user, mean, item_bias, l2_users), item_bias
 
-    user_bias = lax.fori_loop(0, sweeps - 1, sweep, jnp.zeros(n_users, jnp.float32))
-    item_bias = row_biases(data.by_item, mean, user_bias, scalar(l2_items))
-    user_bias = row_biases(data.by_user, mean, item_bias, scalar(l2_users))
-    none = jnp.zeros((n_users, 0), jnp.float32), jnp.zeros((n_items, 0), jnp.float32)
-    return Factors(*none, user_bias, item_bias, mean, ExplicitObjective(scalar(l2_users), scalar(0.0)))
+    start = jnp.zeros(data.shape[0], jnp.float32), jnp.zeros(data.shape[1], jnp.float32)
+    user_bias, item_bias = lax.fori_loop(0, sweeps, sweep, start)
+    return Baseline(mean, user_bias, item_bias, l2_users)
 
 
-def row_biases(
-    rows: CSR, mean: Float[Array, ""], other_bias: Float[Array, " n"], l2: Float[Array, ""]
-) -> Float[Array, " n_rows"]:
+def _row_biases(rows: CSR, mean: Array, other_bias: Array, l2: Array) -> Float[Array, " n_rows"]:
     """`sum (r - mean - other_bias) / (n_row + l2)` of each row; 0 where a row is empty."""
     row, values = entries(rows)
     rest = values - mean - other_bias[rows.indices]

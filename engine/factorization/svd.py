@@ -24,8 +24,8 @@ def randomized_svd(
 ) -> tuple[Float[Array, "n_users rank"], Float[Array, " rank"], Float[Array, "n_items rank"]]:
     """`X ~ U diag(s) V^T` with the `rank` greatest singular values, X being read only in products with tall matrices.
 
-    A random matrix of `rank + oversampling` columns is multiplied by X and, `power_iterations` times, by X^T and X; what
-    it then spans is where the singular vectors are looked for. Pure and traceable.
+    A random matrix of `rank + oversampling` columns is multiplied by X and, `power_iterations` times, by X^T and X;
+    what it then spans is where the singular vectors are looked for. Pure and traceable.
 
     Args:
         key: Of the random matrix.

@@ -79,9 +79,9 @@ def gf_cf(
 ) -> GraphFilter:
     """Graph-filter collaborative filtering: neighbours at two steps, plus what the smoothest signals say.
 
-    With N the interactions, each divided by the square roots of its user's and its item's number of them, V the leading
-    right singular vectors of N and D the items' numbers: `score(u) = h_u (N^T N + alpha D^-1/2 V V^T D^1/2)`. Nothing is
-    learned but V.
+    With N the interactions, each divided by the square roots of its user's and its item's number of them, V the
+    leading right singular vectors of N and D the items' numbers, `score(u) = h_u (N^T N + alpha D^-1/2 V V^T D^1/2)`.
+    Nothing is learned but V.
 
     Args:
         interactions: What to learn from; only who met what counts, not the values.

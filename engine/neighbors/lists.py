@@ -65,9 +65,7 @@ def nearest_rows(
     return join_lists(search, n_rows, min(neighbors, n_rows))
 
 
-def join_lists(
-    search: Callable[[Int32[Array, " batch"]], tuple[Array, Array]], n_rows: int, neighbors: int
-) -> CSR:
+def join_lists(search: Callable[[Int32[Array, " batch"]], tuple[Array, Array]], n_rows: int, neighbors: int) -> CSR:
     """Sparse rows from lists of ids `[batch, neighbors]`, padded with -1, and their values, in the order of the lists.
 
     Args:

@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int32
 
 from ...kernels import co_rated, neighbor_mean
@@ -14,8 +13,7 @@ from ...kernels.csr import CSR, SparseMatrix, entries
 from ...kernels.op import Implementation
 from ..data.interactions import Interactions
 from ..errors import InteractionError
-from ..factorization.algorithm import Factors
-from ..factorization.baseline import baseline_estimates, row_biases
+from ..factorization.baseline import Baseline, baseline_estimates
 from ..factorization.parts import require_at_least
 from .lists import join_lists
 
@@ -32,7 +30,7 @@ class ItemRatings(NamedTuple):
         neighbors: How many j count.
     """
 
-    baseline: Factors
+    baseline: Baseline
     residuals: CSR
     weights: CSR
     neighbors: Int32[Array, ""]
@@ -48,7 +46,7 @@ class ItemRatings(NamedTuple):
     def pair_scores(self, users: Int32[Array, " batch"], items: Int32[Array, " batch"]) -> Float[Array, " batch"]:
         """Predicted ratings of pairs."""
         means = neighbor_mean.weighted_mean(self.weights, self.residuals, items, users, self.neighbors)
-        return _estimates(self.baseline, users, items) + means
+        return self.baseline.pair_scores(users, items) + means
 
     def scores(self, users: Int32[Array, " batch"]) -> Float[Array, "batch n_items"]:
         """Predicted ratings of all items."""
@@ -57,9 +55,7 @@ class ItemRatings(NamedTuple):
 
     def with_history(self, history: CSR) -> ItemRatings:
         """The same items for users with other ratings, whose biases are solved for."""
-        baseline = self.baseline
-        bias = row_biases(history, baseline.mean, baseline.item_bias, baseline.objective.l2)
-        baseline = baseline._replace(users=jnp.zeros((history.n_rows, 0), jnp.float32), user_bias=bias)
+        baseline = self.baseline.with_history(history)
         return self._replace(baseline=baseline, residuals=_residuals(history, baseline))
 
 
@@ -73,7 +69,7 @@ class UserRatings(NamedTuple):
         neighbors: How many v count.
     """
 
-    baseline: Factors
+    baseline: Baseline
     residuals: CSR
     similarities: CSR
     neighbors: Int32[Array, ""]
@@ -89,7 +85,7 @@ class UserRatings(NamedTuple):
     def pair_scores(self, users: Int32[Array, " batch"], items: Int32[Array, " batch"]) -> Float[Array, " batch"]:
         """Predicted ratings of pairs."""
         means = neighbor_mean.weighted_mean(self.similarities, self.residuals, users, items, self.neighbors)
-        return _estimates(self.baseline, users, items) + means
+        return self.baseline.pair_scores(users, items) + means
 
     def scores(self, users: Int32[Array, " batch"]) -> Float[Array, "batch n_items"]:
         """Predicted ratings of all items."""
@@ -121,8 +117,9 @@ def knn_baseline(
 ) -> ItemRatings | UserRatings:
     """Ratings from baselines and from the residuals of the nearest items (or users).
 
-    `score(u, i) = b_ui + sum over j of s(i, j) (r_uj - b_uj) / sum over j of s(i, j)`, where j are the `neighbors` items
-    most similar to i that u rated; on the side of users the two change places. Similarities are over shared users only.
+    `score(u, i) = b_ui + sum over j of s(i, j) (r_uj - b_uj) / sum over j of s(i, j)`, where j are the `neighbors`
+    items most similar to i that u rated; on the side of users the two change places. Similarities are over shared users
+    only.
 
     Args:
         interactions: Ratings.
@@ -147,6 +144,7 @@ def knn_baseline(
 
     Source: Koren 2010, "Factor in the Neighbors: Scalable and Accurate Collaborative Filtering", eq. 3.
 
+    >>> import numpy as np
     >>> from affinax.engine.retrieval import predict
     >>> users, items = np.nonzero(np.ones((4, 3)) - np.eye(4, 3))
     >>> x = Interactions.from_coo(users, items, (2.0 + 2 * (users % 2)).astype(np.float32))
@@ -188,20 +186,16 @@ def knn_baseline(
 
 
 @jax.jit
-def _baseline_and_residuals(data: SparseMatrix, l2_users: Any, l2_items: Any) -> tuple[Factors, SparseMatrix]:
+def _baseline_and_residuals(data: SparseMatrix, l2_users: Any, l2_items: Any) -> tuple[Baseline, SparseMatrix]:
     baseline = baseline_estimates(data, l2_users=l2_users, l2_items=l2_items)
     by_item = _residuals(data.by_item, baseline, of_items=True)
     return baseline, SparseMatrix(_residuals(data.by_user, baseline), by_item)
 
 
-def _residuals(rows: CSR, baseline: Factors, of_items: bool = False) -> CSR:
+def _residuals(rows: CSR, baseline: Baseline, of_items: bool = False) -> CSR:
     row, values = entries(rows)
     users, items = (rows.indices, row) if of_items else (row, rows.indices)
-    return rows._replace(values=values - _estimates(baseline, users, items))
-
-
-def _estimates(baseline: Factors, users: Array, items: Array) -> Array:
-    return baseline.mean + baseline.user_bias[users] + baseline.item_bias[items]
+    return rows._replace(values=values - baseline.pair_scores(users, items))
 
 
 def _all_pairs(n: int, m: int) -> tuple[Array, Array]:

@@ -149,7 +149,9 @@ def _best_scored(
 
     def one_block(first):
         here = jnp.minimum(first + each[:-1], batch - 1)
-        own = {name: rows if rows is None else rows[here] for name, rows in filters._asdict().items() if name in _BY_ROW}
+        own = {
+            name: rows if rows is None else rows[here] for name, rows in filters._asdict().items() if name in _BY_ROW
+        }
         masks = filters._replace(**own)._asdict()
         scores = model.scores(users[here])
         return sparse_top_k.search(
@@ -262,7 +264,8 @@ def predict(model: QueryModel | PairModel, users: Any, items: Any) -> Float[Arra
     """Scores of pairs: the predicted rating where the model was trained on ratings.
 
     Args:
-        model: Anything with `queries` and `item_table`, such as `Factors`, or with `pair_scores`, such as `ItemRatings`.
+        model: Anything with `queries` and `item_table`, such as `Factors`, or with `pair_scores`, such as
+            `ItemRatings`.
         users: `[batch]` indices.
         items: `[batch]` indices.
 
