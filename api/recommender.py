@@ -28,7 +28,7 @@ class Recommender:
     """Trains an algorithm and answers in the user's own ids, as frames.
 
     Args:
-        algorithm: A name: "implicit-als", "explicit-als", "item-knn", "user-knn", "rp3beta", "ease", "popularity".
+        algorithm: A name, such as "implicit-als", "knn-baseline", "ease" or "popularity"; README has them all.
         seed: Of all that is random.
         **parameters: Of the algorithm, such as `rank=64`, and `steps`.
 

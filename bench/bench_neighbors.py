@@ -210,7 +210,10 @@ def test_rating_knn_against_surprise(name):
         return errors[0], {m: float(np.mean([e[m] for e in errors])) for m in errors[0]}
 
     found["baselines"] = folds(lambda train: baseline_estimates(train.to_device()))[1]
-    found["default: 1,000 candidates"] = folds(knn_baseline)[1]
+    for candidates in (200, 1000):
+        kept = knn_baseline(train, candidates=candidates).weights.nnz
+        errors = folds(lambda train, n=candidates: knn_baseline(train, candidates=n))[1]
+        found[f"items, {candidates} candidates"] = errors | {"similarities_MiB": 8 * kept / 2**20}
     for setting, (ours, theirs) in RATING_KNN.items():
         first, mean = folds(lambda train, ours=ours: knn_baseline(train, **ours))
         model, peer = knn_baseline(train, **ours), KNNBaseline(sim_options=theirs, verbose=False)
@@ -227,5 +230,7 @@ def test_rating_knn_against_surprise(name):
         seconds["Surprise, a fold predicted, s"] = time.perf_counter() - began
         error = np.array(guesses) - test.values
         theirs_first = {"rmse": float(np.sqrt(np.mean(error**2))), "mae": float(np.mean(np.abs(error)))}
+        rows = model.weights if "side" not in ours else model.similarities
+        seconds["similarities_MiB"] = 8 * rows.nnz / 2**20
         found[setting] = {"affinax": mean, "first fold": {"affinax": first, "Surprise": theirs_first}} | seconds
     record("neighbors", {f"rating k-NN, ML-{name.upper()}, random 5-fold": found})

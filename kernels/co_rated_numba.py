@@ -8,7 +8,7 @@ import numba
 import numpy as np
 
 from . import simd, xla_ffi
-from .sparse_top_k_numba import keep_best, sort_kept
+from .packed import pack, take_best
 from .threads import WORKERS
 
 _ROWS = 4  # taken from the queue at a time
@@ -34,7 +34,8 @@ def _search(indptr, indices, values, t_indptr, t_indices, t_values, rows, number
     n_rows, shrink, min_support = len(indptr) - 1, numbers[0], numbers[1]
     queue = np.zeros(1, np.int64)
     for _worker in numba.prange(WORKERS):
-        sums, met = np.zeros((n_rows, 4), np.float32), np.empty(n_rows, np.int32)
+        sums, met, packed = np.zeros((n_rows, 4), np.float32), np.empty(n_rows, np.int32), np.empty(n_rows, np.int64)
+        bits = sums.view(np.int32)
         while True:
             first = simd.take_number(queue, 0) * _ROWS
             if first >= len(rows):
@@ -63,8 +64,11 @@ def _search(indptr, indices, values, t_indptr, t_indices, t_values, rows, number
                     if shrink > 0:
                         score *= (n - np.float32(1)) / (n - np.float32(1) + shrink)
                     if score > 0:
-                        n_found = keep_best(ids[q], scores[q], n_found, score, j)
-                sort_kept(ids[q], scores[q], n_found)
+                        sums[j, 0] = score
+                        packed[n_found] = pack(bits[j, 0], j)
+                        sums[j, 0] = 0
+                        n_found += 1
+                take_best(packed, n_found, ids[q], scores[q])
     status[0] = 1
 
 

@@ -67,7 +67,7 @@ def _reference(rows, indptr, indices, values, *, n_columns: int) -> Array:
 
     def add(total, part):
         i, column, value = part
-        return total.at[:, column].add(rows[:, i] * value), None
+        return total.at[:, column].add(rows[:, i] * value[None]), None
 
     return lax.scan(add, jnp.zeros((batch, n_columns), rows.dtype), parts)[0]
 

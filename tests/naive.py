@@ -250,6 +250,7 @@ def graph_filter(met, rank, alpha):
     met = met.astype(np.float64)
     users, items = np.maximum(met.sum(1), 1), met.sum(0)
     graph = met / np.sqrt(users[:, None] * np.maximum(items, 1))
-    vectors = np.linalg.svd(graph)[2][:rank].T
+    _, values, right = np.linalg.svd(graph)
+    vectors = right[:rank][values[:rank] > 1e-9].T
     roots = np.sqrt(np.maximum(items, 1))
     return met @ graph.T @ graph + alpha * (met / roots) @ vectors @ vectors.T * np.sqrt(items)

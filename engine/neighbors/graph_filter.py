@@ -19,6 +19,8 @@ from ..factorization.svd import randomized_svd
 
 _ENTRIES = 1 << 12  # of histories, written at a time
 
+_svd = jax.jit(randomized_svd, static_argnames=("rank", "oversampling", "power_iterations", "implementation"))
+
 
 class GraphFilter(NamedTuple):
     """`score(u) = h_u (N^T N + alpha D^-1/2 V V^T D^1/2)`, h_u being the history of u.
@@ -48,20 +50,26 @@ class GraphFilter(NamedTuple):
     def scores(self, users: Int32[Array, " batch"]) -> Float[Array, "batch n_items"]:
         """Scores of all items."""
         indptr, indices, values = self.history
+        roots = jnp.where(self.roots > 0, self.roots, 1.0)
 
-        def write(signal, row, entry, valid):
-            value = values[entry if values.shape[0] > 1 else jnp.zeros_like(entry)]
-            return signal.at[row, jnp.where(valid, indices[entry], self.n_items)].set(value, mode="drop")
+        def write(both, row, entry, valid):
+            signal, spectrum = both
+            item = indices[entry]
+            value = jnp.where(valid, values[entry if values.shape[0] > 1 else jnp.zeros_like(entry)], 0.0)
+            return (
+                signal.at[row, item].add(value),
+                spectrum.at[row].add((value / roots[item])[:, None] * self.vectors[item]),
+            )
 
         signal = jnp.zeros((users.shape[0], self.n_items), jnp.float32)
+        spectrum = jnp.zeros((users.shape[0], self.vectors.shape[1]), jnp.float32)
         if indices.shape[0]:
-            signal = over_entries(write, signal, indptr[users], indptr[users + 1], _ENTRIES)
+            begin, end = indptr[users], indptr[users + 1]
+            signal, spectrum = over_entries(write, (signal, spectrum), begin, end, _ENTRIES)
         by_user, by_item = self.graph
         near = sparse_product.multiply(sparse_product.multiply(signal, by_item, by_user.n_rows), by_user, self.n_items)
-        roots = jnp.where(self.roots > 0, self.roots, 1.0)
-        high = lax.Precision.HIGHEST
-        low = jnp.matmul(jnp.matmul(signal / roots, self.vectors, precision=high), self.vectors.T, precision=high)
-        return near + self.alpha * roots * low
+        smooth = jnp.matmul(spectrum, self.vectors.T, precision=lax.Precision.HIGHEST)
+        return near + self.alpha * roots[None] * smooth
 
     def with_history(self, history: CSR) -> GraphFilter:
         """The same filter for users with other histories."""
@@ -113,9 +121,10 @@ def gf_cf(
     graph = x.with_values(1 / (user_roots[x.users] * item_roots[x.items])).to_device()
     rank = min(rank, *x.shape)
     oversampling = min(rank // 8 + 8, min(x.shape) - rank)
-    svd = jax.jit(randomized_svd, static_argnames=("rank", "oversampling", "power_iterations", "implementation"))
-    _, _, vectors = svd(
+    _, values, vectors = _svd(
         key, graph, rank, oversampling=oversampling, power_iterations=power_iterations, implementation=implementation
     )
+    # Where a singular value is 0 its vector is any that the graph knows nothing of.
+    vectors = jnp.where((values > 1e-5 * values[0])[None], vectors, 0.0)
     history = graph.by_user._replace(values=jnp.ones(1))
     return GraphFilter(history, graph, vectors, jnp.asarray(item_roots, jnp.float32), jnp.float32(alpha))
