@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,28 +28,32 @@ def median_seconds(calls: dict[str, Callable[[], Any]], rounds: int = 5, pause: 
     return {name: float(np.median(times)) for name, times in seconds.items()}
 
 
-def peak_of_process() -> int:
-    """Most memory that this process has had at once, in bytes, as Linux kept count of it."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def forget_peak() -> int:
+    """Has Linux count the most memory of this process anew; returns what it has now, in bytes."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _memory("VmRSS")
 
 
-_WATCHED = """
-import threading
-import psutil
-process, done = psutil.Process(), threading.Event()
-peak = [process.memory_info().rss]
-before = peak[0]
-def watch():
-    while not done.wait(0.005):
-        peak[0] = max(peak[0], process.memory_info().rss)
-threading.Thread(target=watch, daemon=True).start()
+def peak() -> int:
+    """Most memory that this process has had since, in bytes: Linux's own count, which no call can hide from."""
+    return _memory("VmHWM")
+
+
+def _memory(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+_MEASURED = """
+from bench.measure import forget_peak, peak
+before = forget_peak()
 {call}
-done.set()
-print(peak[0] - before)
+print(peak() - before)
 """
 
 
 def peak_bytes(setup: str, call: str, *arguments: Any) -> int:
     """Most memory that `call` takes, in a process of its own, above what it has after `setup`."""
-    command = [sys.executable, "-c", setup + _WATCHED.format(call=call), *map(str, arguments)]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    command = [sys.executable, "-c", setup + _MEASURED.format(call=call), *map(str, arguments)]
+    root = Path(__file__).parent.parent
+    return int(subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout)
