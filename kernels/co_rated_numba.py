@@ -75,12 +75,12 @@ def _search(indptr, indices, values, t_indptr, t_indices, t_values, rows, number
 @numba.njit(cache=True, nogil=True)
 def _add_products(begin, end, indices, values, t_indptr, t_indices, t_values, sums, met):
     """Adds `1, x y, x^2, y^2` of every column that another row shares; returns how many rows `met` then lists."""
-    step, t_step = np.int64(len(values) > 1), np.int64(len(t_values) > 1)
+    step, t_step = np.int64(len(values) > 1), np.uint32(len(t_values) > 1)
     n_met = 0
     for entry in range(begin, end):
         column, x = indices[entry], values[entry * step]
-        for place in range(t_indptr[column], t_indptr[column + 1]):
-            other, y = t_indices[place], t_values[place * t_step]
+        for place in range(np.uint32(t_indptr[column]), np.uint32(t_indptr[column + 1])):
+            other, y = np.uint32(t_indices[place]), t_values[place * t_step]
             if sums[other, 0] == 0:
                 met[n_met] = other
                 n_met += 1
@@ -94,12 +94,12 @@ def _add_products(begin, end, indices, values, t_indptr, t_indices, t_values, su
 @numba.njit(cache=True, nogil=True)
 def _add_differences(begin, end, indices, values, t_indptr, t_indices, t_values, sums, met):
     """Adds `1, (x - y)^2` in the same way."""
-    step, t_step = np.int64(len(values) > 1), np.int64(len(t_values) > 1)
+    step, t_step = np.int64(len(values) > 1), np.uint32(len(t_values) > 1)
     n_met = 0
     for entry in range(begin, end):
         column, x = indices[entry], values[entry * step]
-        for place in range(t_indptr[column], t_indptr[column + 1]):
-            other, y = t_indices[place], t_values[place * t_step]
+        for place in range(np.uint32(t_indptr[column]), np.uint32(t_indptr[column + 1])):
+            other, y = np.uint32(t_indices[place]), t_values[place * t_step]
             if sums[other, 0] == 0:
                 met[n_met] = other
                 n_met += 1

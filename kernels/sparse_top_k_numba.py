@@ -160,25 +160,32 @@ def _add_dense(begin, end, indices, values, table, total):
 @numba.njit(cache=True, nogil=True)
 def _add_sparse(begin, end, indices, values, t_indptr, t_indices, t_values, total):
     """The same of a sparse table."""
-    step, t_step = np.int64(len(values) > 1), np.int64(len(t_values) > 1)
+    # Unsigned, so that no place is looked at for being below 0: that is more than half of the time.
+    step, one_each = np.int64(len(values) > 1), len(t_values) > 1
     for entry in range(begin, end):
         inner, weight = indices[entry], values[entry * step]
-        for place in range(t_indptr[inner], t_indptr[inner + 1]):
-            total[t_indices[place]] += weight * t_values[place * t_step]
+        first, last = np.uint32(t_indptr[inner]), np.uint32(t_indptr[inner + 1])
+        if one_each:
+            for place in range(first, last):
+                total[np.uint32(t_indices[place])] += weight * t_values[place]
+        else:
+            product = weight * t_values[0]
+            for place in range(first, last):
+                total[np.uint32(t_indices[place])] += product
 
 
 @numba.njit(cache=True, nogil=True)
 def _add_few(begin, end, indices, values, t_indptr, t_indices, t_values, total, met, columns):
     """The same; returns how many columns were met, which `columns` then lists."""
-    step, t_step = np.int64(len(values) > 1), np.int64(len(t_values) > 1)
-    n_met = 0
+    step, t_step = np.int64(len(values) > 1), np.uint32(len(t_values) > 1)
+    n_met = np.uint32(0)
     for entry in range(begin, end):
         inner, weight = indices[entry], values[entry * step]
-        for place in range(t_indptr[inner], t_indptr[inner + 1]):
-            column = t_indices[place]
+        for place in range(np.uint32(t_indptr[inner]), np.uint32(t_indptr[inner + 1])):
+            column = np.uint32(t_indices[place])
             if not met[column]:
                 met[column] = True
                 columns[n_met] = column
-                n_met += 1
+                n_met += np.uint32(1)
             total[column] += weight * t_values[place * t_step]
-    return n_met
+    return np.int64(n_met)
