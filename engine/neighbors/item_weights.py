@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from ...kernels import gramian
@@ -61,11 +61,11 @@ def ease(interactions: Interactions, *, l2: float = 250.0) -> ItemWeights:
     gramian.mirror_upper(matrix)
     matrix /= -np.diagonal(matrix).copy()
     np.fill_diagonal(matrix, 0.0)
-    return ItemWeights(interactions.to_device().by_user, jnp.asarray(matrix))
+    return ItemWeights(interactions.to_device().by_user, jax.device_put(matrix, may_alias=True))
 
 
 def _aligned_zeros(n: int) -> np.ndarray:
-    """Zeros `[n, n]` that begin at a multiple of 64 bytes: others JAX would copy, not take as they are."""
+    """Zeros `[n, n]` that begin at a multiple of 64 bytes: only such an array is taken by JAX as it is."""
     buffer = np.zeros(n * n + 16, np.float32)
     first = -buffer.ctypes.data % 64 // 4
     return buffer[first : first + n * n].reshape(n, n)
