@@ -25,8 +25,8 @@ def weighted_mean(
     """`sum s(a, j) v(b, j) / sum s(a, j)` over the k neighbours j nearest to a for which b has a value.
 
     Args:
-        similar: The neighbours of each a, nearest first, with similarities above 0.
-        values: The values of each b, columns ascending.
+        similar: `[n, n]`: the neighbours of each a, nearest first, with similarities above 0.
+        values: `[m, n]`: the values of each b, columns ascending.
         rows: a of each pair.
         others: b of each pair. Consecutive pairs with the same b are answered fastest.
         k: How many neighbours count, at least 1; it may be traced.
@@ -35,7 +35,8 @@ def weighted_mean(
     Returns:
         The means; 0 where b has no value for any neighbour of a.
 
-    >>> similar = CSR(jnp.array([0, 3], jnp.int32), jnp.array([4, 2, 1], jnp.int32), jnp.array([0.9, 0.5, 0.25]))
+    >>> indptr = jnp.array([0, 3, 3, 3, 3, 3], jnp.int32)
+    >>> similar = CSR(indptr, jnp.array([4, 2, 1], jnp.int32), jnp.array([0.9, 0.5, 0.25]))
     >>> values = CSR(jnp.array([0, 2], jnp.int32), jnp.array([1, 2], jnp.int32), jnp.array([3.0, 6.0]))
     >>> zero = jnp.zeros(1, jnp.int32)
     >>> [weighted_mean(similar, values, zero, zero, k).item() for k in (1, 2)]
