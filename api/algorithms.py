@@ -12,7 +12,7 @@ import jax
 from .engine.data import Interactions
 from .engine.factorization import biased_mf, bpr, explicit_als, fit, implicit_als, logistic_mf, svd_plus_plus
 from .engine.factorization.fitting import History
-from .engine.neighbors import ease, item_knn, popularity, rp3beta, user_knn
+from .engine.neighbors import ease, gf_cf, item_knn, knn_baseline, popularity, rp3beta, user_knn
 
 
 class Named(NamedTuple):
@@ -36,8 +36,10 @@ ALGORITHMS = {
     "bpr": Named(bpr, 100, {"rank": 64}),
     "ease": Named(ease, 0, {}),
     "explicit-als": Named(explicit_als, 20, {"rank": 16, "l2": 0.1}, needs_values=True),
+    "gf-cf": Named(gf_cf, 0, {}),
     "implicit-als": Named(implicit_als, 16, {"rank": 64}),
     "item-knn": Named(item_knn, 0, {}),
+    "knn-baseline": Named(knn_baseline, 0, {}, needs_values=True),
     "logistic-mf": Named(logistic_mf, 50, {"rank": 64}),
     "popularity": Named(popularity, 0, {}),
     "rp3beta": Named(rp3beta, 0, {}),
@@ -63,7 +65,7 @@ def parameters_of(name: str) -> dict[str, Any]:
     names = {
         parameter.name: None if parameter.default is parameter.empty else parameter.default
         for parameter in inspect.signature(algorithm.build).parameters.values()
-        if parameter.name != "interactions"
+        if parameter.name not in ("interactions", "key")
     }
     return {**names, **algorithm.defaults, **({"steps": algorithm.steps} if algorithm.steps else {})}
 
@@ -114,10 +116,12 @@ def train(
     if algorithm.needs_values and interactions.values is None:
         raise ValueError(f"{name} learns from values, and these interactions have none; try implicit-als")
     steps = parameters.pop("steps", algorithm.steps)
-    built = {**algorithm.defaults, **parameters}
+    built, key = {**algorithm.defaults, **parameters}, jax.random.key(seed)
     if not algorithm.steps:
         idle = sorted(options.keys() - {"progress"})
         if idle:
             raise ValueError(f"{name} takes no steps, so that {idle} would do nothing")
+        if "key" in inspect.signature(algorithm.build).parameters:
+            built["key"] = key
         return algorithm.build(interactions, **built), None
-    return fit(algorithm.build(**built), interactions, key=jax.random.key(seed), steps=steps, **options)
+    return fit(algorithm.build(**built), interactions, key=key, steps=steps, **options)

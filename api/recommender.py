@@ -16,7 +16,7 @@ from .engine.data import Interactions, Vocabulary, clean, read_interactions
 from .engine.errors import InteractionError, ModelFileError
 from .engine.evaluation import Evaluation, evaluate
 from .engine.factorization import Factors, History
-from .engine.neighbors import ItemWeights, UserNeighbors
+from .engine.neighbors import GraphFilter, ItemRatings, ItemWeights, UserNeighbors
 from .engine.retrieval import fold_in, recommend, similar_items, with_history
 from .saved_models import flatten, restore
 
@@ -28,7 +28,7 @@ class Recommender:
     """Trains an algorithm and answers in the user's own ids, as frames.
 
     Args:
-        algorithm: A name: "implicit-als", "explicit-als", "item-knn", "user-knn", "rp3beta", "ease", "popularity".
+        algorithm: A name, such as "implicit-als", "knn-baseline", "ease" or "popularity"; README has them all.
         seed: Of all that is random.
         **parameters: Of the algorithm, such as `rank=64`, and `steps`.
 
@@ -157,7 +157,7 @@ class Recommender:
             ValueError: A model without item vectors, or an unknown metric.
         """
         item_ids = self.item_ids
-        if not isinstance(self.model, Factors | ItemWeights):
+        if not isinstance(self.model, Factors | GraphFilter | ItemRatings | ItemWeights):
             raise ValueError(f"{self.algorithm} has neither item vectors nor item-item weights to compare")
         asked, many = _listed(items)
         ids, scores = similar_items(self.model, item_ids.resolve(asked), k, metric=metric)

@@ -7,24 +7,36 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .engine.factorization import ExplicitObjective, Factors, FeedbackFactors, ImplicitObjective, RankingSgd, RatingSgd
-from .engine.neighbors import ItemWeights, Popularity, UserNeighbors
+from .engine.factorization import (
+    Baseline,
+    ExplicitObjective,
+    Factors,
+    FeedbackFactors,
+    ImplicitObjective,
+    RankingSgd,
+    RatingSgd,
+)
+from .engine.neighbors import GraphFilter, ItemRatings, ItemWeights, Popularity, UserNeighbors, UserRatings
 from .kernels.csr import CSR, SparseMatrix
 
 _KINDS = {
     kind.__name__: kind
     for kind in (
+        Baseline,
         CSR,
         ExplicitObjective,
         Factors,
         FeedbackFactors,
+        GraphFilter,
         ImplicitObjective,
+        ItemRatings,
         ItemWeights,
         Popularity,
         RankingSgd,
         RatingSgd,
         SparseMatrix,
         UserNeighbors,
+        UserRatings,
     )
 }
 

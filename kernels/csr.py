@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numba
@@ -40,26 +41,61 @@ def nothing_seen(batch: int) -> tuple[CSR, Int32[Array, " batch"]]:
     return empty, jnp.zeros(batch, jnp.int32)
 
 
-def contains(
+def find(
     indptr: Int32[Array, " n_rows_plus_1"],
     indices: Int32[Array, " nnz"],
     rows: Int32[Array, " batch"],
     columns: Int32[Array, "batch a"],
-) -> Bool[Array, "batch a"]:
-    """Whether each of a row's columns is stored in it, by bisection; jittable."""
+) -> tuple[Bool[Array, "batch a"], Int32[Array, "batch a"]]:
+    """Whether each of a row's columns is stored in it, and at which entry, by bisection; jittable."""
     if indices.shape[0] == 0:
-        return jnp.zeros(columns.shape, bool)
+        return jnp.zeros(columns.shape, bool), jnp.zeros(columns.shape, jnp.int32)
+    last = indices.shape[0] - 1
     low = jnp.broadcast_to(indptr[rows][:, None], columns.shape)
     end = jnp.broadcast_to(indptr[rows + 1][:, None], columns.shape)
 
     def halve(_, bounds):
         low, high = bounds
         middle = (low + high) // 2
-        below = (indices[jnp.minimum(middle, indices.shape[0] - 1)] < columns) & (low < high)
+        below = (indices[jnp.minimum(middle, last)] < columns) & (low < high)
         return jnp.where(below, middle + 1, low), jnp.where(below | (low >= high), high, middle)
 
     low, _ = lax.fori_loop(0, 32, halve, (low, end))
-    return (low < end) & (indices[jnp.minimum(low, indices.shape[0] - 1)] == columns)
+    entry = jnp.minimum(low, last)
+    return (low < end) & (indices[entry] == columns), entry
+
+
+def contains(
+    indptr: Int32[Array, " n_rows_plus_1"],
+    indices: Int32[Array, " nnz"],
+    rows: Int32[Array, " batch"],
+    columns: Int32[Array, "batch a"],
+) -> Bool[Array, "batch a"]:
+    """Whether each of a row's columns is stored in it."""
+    return find(indptr, indices, rows, columns)[0]
+
+
+def entries(rows: CSR) -> tuple[Int32[Array, " nnz"], Float[Array, " nnz"]]:
+    """Row and value of each stored entry; jittable."""
+    row = jnp.repeat(jnp.arange(rows.n_rows, dtype=jnp.int32), jnp.diff(rows.indptr), total_repeat_length=rows.nnz)
+    return row, jnp.broadcast_to(rows.values, (rows.nnz,))
+
+
+def over_entries(add: Callable[..., Any], carry: Any, begin: Array, end: Array, chunk: int) -> Any:
+    """`carry = add(carry, row, entry, valid)` over the entries `begin <= entry < end` of all rows, by chunks."""
+    lengths = end - begin
+    after = jnp.cumsum(lengths)
+
+    def step(state):
+        first, carry = state
+        number = first + jnp.arange(chunk, dtype=jnp.int32)
+        row = jnp.minimum(jnp.searchsorted(after, number, side="right").astype(jnp.int32), begin.shape[0] - 1)
+        valid = number < after[-1]
+        entry = jnp.where(valid, begin[row] + number - (after - lengths)[row], 0)
+        return first + chunk, add(carry, row, entry, valid)
+
+    _, carry = lax.while_loop(lambda state: state[0] < after[-1], step, (jnp.int32(0), carry))
+    return carry
 
 
 class SparseMatrix(NamedTuple):

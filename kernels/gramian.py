@@ -12,25 +12,23 @@ _BLOCK = 64  # rows and columns mirrored together
 
 
 @numba.njit(parallel=True, nogil=True, cache=True)
-def dense_gramian(indptr, indices, values, indptr_t, rows_t, values_t, n_columns):
-    """`X^T X` `[n_columns, n_columns]` float32 of a matrix in CSR and, transposed, in CSR again.
+def add_gramian(indptr, indices, values, indptr_t, rows_t, values_t, product):
+    """Adds `X^T X` of a matrix in CSR and, transposed, in CSR again to `product [n_columns, n_columns]` float32.
 
     Each row of the result is summed by one thread, in the order of the rows of X. `values` of size 1 stand for all.
     """
-    product = np.zeros((n_columns, n_columns), np.float32)
     step = np.int64(len(values) > 1)
     queue = np.zeros(1, np.int64)
     for _worker in numba.prange(WORKERS):
         while True:
             column = simd.take_number(queue, 0)
-            if column >= n_columns:
+            if column >= len(product):
                 break
             total = product[column]
             for k in range(indptr_t[column], indptr_t[column + 1]):
                 row, weight = rows_t[k], values_t[k * step]
                 for place in range(indptr[row], indptr[row + 1]):
                     total[indices[place]] += weight * values[place * step]
-    return product
 
 
 @numba.njit(parallel=True, nogil=True, cache=True)

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
 from . import sparse_top_k_numba
-from .csr import CSR, nothing_seen
+from .csr import CSR, nothing_seen, over_entries
 from .op import Implementation, Op, dispatch
 
 Similarity = Literal["product", "shrunk", "jaccard"]
@@ -152,10 +152,10 @@ def _reference(
                 product = jnp.where(valid, weight[source] * factor, 0.0)
                 return scores.at[row[source], t_indices[place]].add(product)
 
-            return _over_entries(add_products, scores, begin, end, _PRODUCTS)
+            return over_entries(add_products, scores, begin, end, _PRODUCTS)
 
         scores = jnp.zeros((block, n_columns), jnp.float32)
-        scores = _over_entries(add_entries, scores, indptr[asked], indptr[asked + 1], _ENTRIES)
+        scores = over_entries(add_entries, scores, indptr[asked], indptr[asked + 1], _ENTRIES)
         if similarity == "shrunk":
             below = query_sizes[here][:, None] * column_sizes[None] + shrink
             scores = scores / jnp.where(below > 0, below, 1.0)
@@ -180,7 +180,7 @@ def _reference(
             return scores.at[row, jnp.where(valid, seen_indices[entry], n_columns)].set(-jnp.inf, mode="drop")
 
         seen = seen_rows[here]
-        scores = _over_entries(mask, scores, seen_indptr[seen], seen_indptr[seen + 1], _PRODUCTS)
+        scores = over_entries(mask, scores, seen_indptr[seen], seen_indptr[seen + 1], _PRODUCTS)
         best, ids = lax.top_k(scores, min(k, n_columns))
         padding = [(0, 0), (0, k - min(k, n_columns))]
         best = jnp.pad(best, padding, constant_values=-jnp.inf)
@@ -189,23 +189,6 @@ def _reference(
 
     ids, scores = lax.map(one_block, jnp.arange(0, batch, block, dtype=jnp.int32))
     return ids.reshape(-1, k)[:batch], scores.reshape(-1, k)[:batch]
-
-
-def _over_entries(add, carry, begin, end, chunk):
-    """`carry = add(carry, row, entry, valid)` over the entries `begin <= entry < end` of all rows, by chunks."""
-    lengths = end - begin
-    after = jnp.cumsum(lengths)
-
-    def step(state):
-        first, carry = state
-        number = first + jnp.arange(chunk, dtype=jnp.int32)
-        row = jnp.minimum(jnp.searchsorted(after, number, side="right").astype(jnp.int32), begin.shape[0] - 1)
-        valid = number < after[-1]
-        entry = jnp.where(valid, begin[row] + number - (after - lengths)[row], 0)
-        return first + chunk, add(carry, row, entry, valid)
-
-    _, carry = lax.while_loop(lambda state: state[0] < after[-1], step, (jnp.int32(0), carry))
-    return carry
 
 
 def _not_empty(array):

@@ -8,7 +8,8 @@ import numba
 import numpy as np
 
 from . import simd, xla_ffi
-from .selection import build_heap, first_places, select, sift_down, sort_best_first
+from .packed import pack, take_best
+from .selection import first_places, select, sort_best_first
 from .threads import WORKERS
 
 _ROWS = 16  # taken from the queue at a time
@@ -57,14 +58,15 @@ def _search(
     scores,
     status,
 ):
-    batch, n_columns, k = len(rows), dense.shape[1], ids.shape[1]
+    batch, n_columns = len(rows), dense.shape[1]
     padded = (n_columns + 63) // 64 * 64
     queue = np.zeros(1, np.int64)
     for _worker in numba.prange(WORKERS):
         tile = np.zeros((1, padded), np.float32)
         total = tile[0]
         met, inside = np.zeros(n_columns, np.bool_), np.zeros(n_columns if among.shape[1] else 0, np.bool_)
-        columns = np.empty(n_columns, np.int32)
+        columns, packed = np.empty(n_columns, np.int32), np.empty(n_columns, np.int64)
+        bits = total.view(np.int32)
         while True:
             first = simd.take_number(queue, 0) * _ROWS
             if first >= batch:
@@ -104,30 +106,32 @@ def _search(
                     sort_best_first(ids[q], scores[q])
                 else:
                     # Only what is above 0 is answered.
-                    n_met = _add_sparse(begin, end, indices, values, t_indptr, t_indices, t_values, total, met, columns)
+                    n_products = 0
+                    for entry in range(begin, end):
+                        n_products += t_indptr[indices[entry] + 1] - t_indptr[indices[entry]]
+                    # Where most columns are met, it is not worth it to note which.
+                    every = n_products > n_columns // 4
+                    arguments = begin, end, indices, values, t_indptr, t_indices, t_values, total
+                    if every:
+                        n_met = n_columns
+                        _add_sparse(*arguments)
+                    else:
+                        n_met = _add_few(*arguments, met, columns)
                     for place in range(next_seen[0], seen_end):
                         total[seen_indices[place]] = 0
                     for place in range(next_excluded[0], exclude.shape[1]):
                         total[exclude[q, place]] = 0
                     n_found = 0
                     for place in range(n_met):
-                        j = columns[place]
-                        dot = total[j]
-                        total[j] = 0
+                        j = np.int32(place) if every else columns[place]
                         met[j] = False
-                        if not dot > 0 or (len(allow) and not allow[j]) or (len(inside) and not inside[j]):
-                            continue
-                        score = _similarity(dot, size, column_sizes, j, shrink[0], kind[0])
-                        if n_found < k:
-                            scores[q, n_found], ids[q, n_found] = score, j
-                            n_found += 1
-                            if n_found == k:
-                                build_heap(ids[q], scores[q])
-                        elif score > scores[q, 0] or (score == scores[q, 0] and j < ids[q, 0]):
-                            sift_down(ids[q], scores[q], k, score, j)
-                    if n_found < k:
-                        build_heap(ids[q, :n_found], scores[q, :n_found])
-                    sort_best_first(ids[q, :n_found], scores[q, :n_found])
+                        if total[j] > 0:
+                            total[j] = _similarity(total[j], size, column_sizes, j, shrink[0], kind[0])
+                        if total[j] > 0:
+                            packed[n_found] = pack(bits[j], j)
+                            n_found += (not len(allow) or allow[j]) and (not len(inside) or inside[j])
+                        total[j] = 0
+                    take_best(packed, n_found, ids[q], scores[q])
                 for place in range(among.shape[1]):
                     if among[q, place] >= 0:
                         inside[among[q, place]] = False
@@ -154,17 +158,34 @@ def _add_dense(begin, end, indices, values, table, total):
 
 
 @numba.njit(cache=True, nogil=True)
-def _add_sparse(begin, end, indices, values, t_indptr, t_indices, t_values, total, met, columns):
-    """The same of a sparse table; returns how many columns were met, which `columns` then lists."""
-    step, t_step = np.int64(len(values) > 1), np.int64(len(t_values) > 1)
-    n_met = 0
+def _add_sparse(begin, end, indices, values, t_indptr, t_indices, t_values, total):
+    """The same of a sparse table."""
+    # Unsigned, so that no place is looked at for being below 0: that is more than half of the time.
+    step, one_each = np.int64(len(values) > 1), len(t_values) > 1
     for entry in range(begin, end):
         inner, weight = indices[entry], values[entry * step]
-        for place in range(t_indptr[inner], t_indptr[inner + 1]):
-            column = t_indices[place]
+        first, last = np.uint32(t_indptr[inner]), np.uint32(t_indptr[inner + 1])
+        if one_each:
+            for place in range(first, last):
+                total[np.uint32(t_indices[place])] += weight * t_values[place]
+        else:
+            product = weight * t_values[0]
+            for place in range(first, last):
+                total[np.uint32(t_indices[place])] += product
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_few(begin, end, indices, values, t_indptr, t_indices, t_values, total, met, columns):
+    """The same; returns how many columns were met, which `columns` then lists."""
+    step, t_step = np.int64(len(values) > 1), np.uint32(len(t_values) > 1)
+    n_met = np.uint32(0)
+    for entry in range(begin, end):
+        inner, weight = indices[entry], values[entry * step]
+        for place in range(np.uint32(t_indptr[inner]), np.uint32(t_indptr[inner + 1])):
+            column = np.uint32(t_indices[place])
             if not met[column]:
                 met[column] = True
                 columns[n_met] = column
-                n_met += 1
+                n_met += np.uint32(1)
             total[column] += weight * t_values[place * t_step]
-    return n_met
+    return np.int64(n_met)

@@ -40,6 +40,16 @@ class SparseTopKCase(NamedTuple):
     dense: bool = False
 
 
+class RatingsCase(NamedTuple):
+    """Ratings, some shared by two rows, some not."""
+
+    name: str
+    n_rows: int
+    n_columns: int
+    k: int
+    density: float
+
+
 LEAST_SQUARES = (
     LeastSquaresCase("no entries", (0, 0, 0), 5, 3),
     LeastSquaresCase("one row", (7,), 9, 4, constant=True),
@@ -65,6 +75,15 @@ SPARSE_TOP_K = (
     SparseTopKCase("odd shapes", 37, 70, 131, 11, 0.2),
     SparseTopKCase("k above the columns", 5, 6, 7, 12, 0.6),
     SparseTopKCase("a dense table", 21, 33, 130, 9, 0.3, dense=True),
+)
+
+
+RATINGS = (
+    RatingsCase("one row", 1, 5, 2, 0.5),
+    RatingsCase("nothing at all", 3, 4, 2, 0.0),
+    RatingsCase("odd shapes", 37, 71, 5, 0.3),
+    RatingsCase("k above the rows", 6, 9, 12, 0.7),
+    RatingsCase("long rows", 11, 700, 3, 0.8),
 )
 
 
@@ -122,3 +141,10 @@ def sparse_top_k_arguments(case: SparseTopKCase, seed: int = 0) -> dict[str, np.
         "query_sizes": rng.uniform(60, 90, case.batch + 2).astype(np.float32),
         "column_sizes": rng.uniform(60, 90, case.n_columns).astype(np.float32),
     }
+
+
+def ratings_of(case: RatingsCase, seed: int = 0) -> np.ndarray:
+    """A dense matrix of ratings 1 to 5, 0 where there is none."""
+    rng = np.random.default_rng(seed)
+    shape = case.n_rows, case.n_columns
+    return np.where(rng.random(shape) < case.density, rng.integers(1, 6, shape), 0).astype(np.float32)

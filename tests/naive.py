@@ -200,3 +200,77 @@ def svd_plus_plus(tables, rows, order, learning_rate, l2, mean):
             q[i] += learning_rate * (error * context - l2 * old)
             y[mine] += learning_rate * (error / root * old - l2 * y[mine])
     return (p, q, y, bu, bi), total
+
+
+def co_rated_similarities(ratings, similarity, shrink, min_support, met=None):
+    """Similarity of every two rows over the columns where both have a value; 0 for a row and itself."""
+    met = ratings != 0 if met is None else met
+    found = np.zeros((len(ratings), len(ratings)))
+    for a in range(len(ratings)):
+        for b in range(len(ratings)):
+            shared = met[a] & met[b]
+            x, y, n = ratings[a, shared].astype(np.float64), ratings[b, shared].astype(np.float64), shared.sum()
+            if a == b or n == 0 or n < min_support:
+                continue
+            if similarity == "cosine":
+                lengths = math.sqrt((x @ x) * (y @ y))
+                found[a, b] = x @ y / lengths if lengths > 0 else 0
+            else:
+                found[a, b] = 1 / (1 + ((x - y) ** 2).mean())
+            if shrink > 0:
+                found[a, b] *= (n - 1) / (n - 1 + shrink)
+    return found
+
+
+def neighbor_mean(similarities, values, met, row, other, k):
+    """Mean of the values of `other` at the k columns nearest to `row` that it has, weighted by similarity."""
+    near = [j for j in np.argsort(-similarities[row], kind="stable") if similarities[row, j] > 0 and met[other, j]][:k]
+    weights = similarities[row, near]
+    return weights @ values[other, near] / weights.sum() if near else 0.0
+
+
+def baseline(ratings, l2_users, l2_items, sweeps):
+    """`(mean, user_bias, item_bias)` by alternating sums; zeros are missing."""
+    met, r = ratings != 0, ratings.astype(np.float64)
+    mean = r[met].mean()
+    user_bias, item_bias = np.zeros(r.shape[0]), np.zeros(r.shape[1])
+    for _ in range(sweeps):
+        rest = np.where(met, r - mean - user_bias[:, None], 0).sum(0)
+        item_bias = rest / np.maximum(met.sum(0) + l2_items, 1e-30)
+        rest = np.where(met, r - mean - item_bias, 0).sum(1)
+        user_bias = rest / np.maximum(met.sum(1) + l2_users, 1e-30)
+    return mean, user_bias, item_bias
+
+
+def knn_baseline(ratings, side, similarity, shrink, min_support, neighbors, l2_users=15.0, l2_items=10.0):
+    """Predicted ratings of all pairs."""
+    mean, user_bias, item_bias = baseline(ratings, l2_users, l2_items, 10)
+    estimate = mean + user_bias[:, None] + item_bias
+    met = ratings != 0
+    residuals = np.where(met, ratings - estimate, 0)
+    compared = residuals if similarity == "pearson-baseline" else ratings
+    kind = "msd" if similarity == "msd" else "cosine"
+    if side == "items":
+        found = co_rated_similarities(compared.T, kind, shrink, min_support, met.T)
+        means = [
+            [neighbor_mean(found, residuals, met, i, u, neighbors) for i in range(met.shape[1])]
+            for u in range(len(met))
+        ]
+    else:
+        found = co_rated_similarities(compared, kind, shrink, min_support, met)
+        means = [
+            [neighbor_mean(found, residuals.T, met.T, u, i, neighbors) for i in range(met.shape[1])]
+            for u in range(len(met))
+        ]
+    return estimate + np.array(means)
+
+
+def graph_filter(met, rank, alpha):
+    """Scores of all pairs by GF-CF, from a full singular value decomposition."""
+    met = met.astype(np.float64)
+    users, items = np.maximum(met.sum(1), 1), met.sum(0)
+    graph = met / np.sqrt(users[:, None] * np.maximum(items, 1))
+    _, values, right = np.linalg.svd(graph)
+    vectors = right[:rank][values[:rank] > 1e-9].T
+    roots = np.sqrt(np.maximum(items, 1))
+    return met @ graph.T @ graph + alpha * (met / roots) @ vectors @ vectors.T * np.sqrt(items)

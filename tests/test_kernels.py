@@ -12,16 +12,18 @@ import scipy.sparse
 from jax.sharding import PartitionSpec as P
 
 from affinax.engine.data import Interactions
-from affinax.kernels import least_squares, op, sparse_top_k, top_k
-from affinax.kernels.csr import CSR
+from affinax.kernels import co_rated, least_squares, neighbor_mean, op, sparse_product, sparse_top_k, top_k
+from affinax.kernels.csr import CSR, SparseMatrix
 from affinax.kernels.op import Op
 
 from . import naive
 from .cases import (
     LEAST_SQUARES,
+    RATINGS,
     SPARSE_TOP_K,
     TOP_K,
     least_squares_arguments,
+    ratings_of,
     sparse_top_k_arguments,
     top_k_arguments,
 )
@@ -350,6 +352,120 @@ def test_sparse_top_k_refuses(change, message):
     arguments = {"queries": rows, "rows": jnp.zeros(1, jnp.int32), "table": rows, "k": 1, "n_columns": 3}
     with pytest.raises(ValueError, match=message):
         unwrap(sparse_top_k.search)(**(arguments | change))
+
+
+each_ratings = pytest.mark.parametrize("case", RATINGS, ids=lambda case: case.name)
+
+
+def both_ways(dense):
+    return SparseMatrix(as_csr(dense), as_csr(dense.T))
+
+
+@each_implementation
+@each_ratings
+@pytest.mark.parametrize("similarity", ["cosine", "msd"])
+@pytest.mark.parametrize(("shrink", "min_support"), [(0.0, 1), (10.0, 3)])
+def test_co_rated_is_exact(case, implementation, similarity, shrink, min_support):
+    ratings = ratings_of(case)
+    rows = np.random.default_rng(1).permutation(case.n_rows).astype(np.int32)
+    found = naive.co_rated_similarities(ratings, similarity, shrink, min_support)[rows]
+    _, expected = naive.best(np.where(found > 0, found, -np.inf), case.k)
+    ids, scores = co_rated.search(
+        both_ways(ratings),
+        jnp.asarray(rows),
+        case.k,
+        similarity=similarity,
+        shrink=shrink,
+        min_support=min_support,
+        implementation=implementation,
+    )
+    np.testing.assert_allclose(scores, expected, rtol=3e-6)
+    np.testing.assert_array_equal(np.asarray(ids) >= 0, np.isfinite(expected))
+    there = np.asarray(ids) >= 0
+    np.testing.assert_allclose(np.take_along_axis(found, np.asarray(ids), axis=1)[there], expected[there], rtol=3e-6)
+
+
+@each_implementation
+@each_ratings
+def test_neighbor_mean_is_exact(case, implementation):
+    ratings, rng = ratings_of(case), np.random.default_rng(2)
+    similarities = np.where(rng.random((case.n_columns,) * 2) < 0.3, rng.random((case.n_columns,) * 2), 0)
+    order = np.argsort(-similarities, axis=1, kind="stable")
+    lengths = (similarities > 0).sum(1)
+    similar = CSR(
+        jnp.asarray(np.append(0, np.cumsum(lengths)), jnp.int32),
+        jnp.asarray(np.concatenate([o[:n] for o, n in zip(order, lengths, strict=True)]), jnp.int32),
+        jnp.asarray(
+            -np.concatenate([np.sort(-s)[:n] for s, n in zip(similarities, lengths, strict=True)]), jnp.float32
+        ),
+    )
+    rows = rng.integers(0, case.n_columns, 60).astype(np.int32)
+    others = rng.integers(0, case.n_rows, 60).astype(np.int32)
+
+    def found(k):
+        pairs = jnp.asarray(rows), jnp.asarray(others)
+        return neighbor_mean.weighted_mean(similar, as_csr(ratings), *pairs, k, implementation=implementation)
+
+    expected = [
+        [naive.neighbor_mean(similarities, ratings, ratings != 0, *pair, k) for pair in zip(rows, others, strict=True)]
+        for k in (1, case.k)
+    ]
+    np.testing.assert_allclose(jax.jit(jax.vmap(found))(jnp.array([1, case.k])), expected, rtol=1e-5)
+
+
+@each_implementation
+@each_ratings
+def test_sparse_product_is_exact(case, implementation):
+    table, rng = ratings_of(case), np.random.default_rng(3)
+    rows = np.where(rng.random((4, case.n_rows)) < 0.5, rng.normal(size=(4, case.n_rows)), 0).astype(np.float32)
+    sparse = as_csr(table)
+
+    def product(rows, values):
+        return sparse_product.multiply(
+            rows, sparse._replace(values=values), case.n_columns, implementation=implementation
+        )
+
+    found = product(jnp.asarray(rows), sparse.values)
+    np.testing.assert_allclose(found, rows.astype(np.float64) @ table, rtol=1e-5, atol=1e-4)
+    mapped = jax.jit(jax.vmap(product, in_axes=(0, None)))(jnp.asarray(rows)[:, None], sparse.values)
+    np.testing.assert_allclose(mapped[:, 0], found, rtol=1e-5, atol=1e-4)
+    mix = rng.normal(size=found.shape).astype(np.float32)
+    by_rows, by_values = jax.grad(lambda r, v: jnp.sum(product(r, v) * mix), (0, 1))(jnp.asarray(rows), sparse.values)
+    np.testing.assert_allclose(by_rows, mix @ table.T, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(by_values, (rows.T @ mix)[np.nonzero(table)], rtol=1e-4, atol=1e-3)
+
+
+@each_implementation
+def test_rating_kernels_sharded_over_devices(implementation):
+    ratings = ratings_of(RATINGS[2])
+    matrix, rows = both_ways(ratings), jnp.arange(36, dtype=jnp.int32)
+    similar = both_ways(ratings.T @ ratings).by_user
+    dense = jnp.asarray(ratings[:36].T[:36])
+
+    def found(rows):
+        ids, scores = co_rated.search(matrix, rows, 4, implementation=implementation)
+        means = neighbor_mean.weighted_mean(similar, matrix.by_user, rows, rows, 3, implementation=implementation)
+        product = sparse_product.multiply(dense[rows % 36], similar_rows, 71, implementation=implementation)
+        return ids, scores, means, product
+
+    similar_rows = as_csr(ratings[:36])
+    sharded = jax.shard_map(found, mesh=devices(), in_specs=P("rows"), out_specs=P("rows"), check_vma=False)
+    for one, other in zip(jax.jit(sharded)(rows), found(rows), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"k": 0}, "k=0"), ({"similarity": "pearson"}, "similarity='pearson'")]
+)
+def test_co_rated_refuses(change, message):
+    arguments = {"matrix": both_ways(np.eye(3, dtype=np.float32)), "rows": jnp.zeros(1, jnp.int32), "k": 1}
+    with pytest.raises(ValueError, match=message):
+        unwrap(co_rated.search)(**(arguments | change))
+
+
+def test_sparse_product_refuses_other_widths():
+    with pytest.raises(ValueError, match=r"rows.shape=\(2, 4\) must be \[batch, 3\]"):
+        unwrap(sparse_product.multiply)(jnp.ones((2, 4)), as_csr(np.eye(3, dtype=np.float32)), 3)
 
 
 def test_dispatch_refuses_what_cannot_run():

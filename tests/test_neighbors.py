@@ -107,6 +107,11 @@ def test_ease_is_its_closed_form(x):
     assert np.abs(np.asarray(binary) - expected).max() > 0.01
 
 
+def test_the_array_of_ease_is_not_copied():
+    array = item_weights._aligned_zeros(33)
+    assert jax.device_put(array, may_alias=True).unsafe_buffer_pointer() == array.ctypes.data
+
+
 def test_more_items_than_memory_are_refused_with_the_estimate(x, monkeypatch):
     monkeypatch.setattr(item_weights, "_free_bytes", lambda: 10_000)
     with pytest.raises(MemoryError, match=r"EASE on 60 items needs .* GiB .*item_knn\(neighbors=200\) needs"):

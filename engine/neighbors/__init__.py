@@ -2,18 +2,25 @@
 
 from .counts import Popularity, popularity
 from .graph import rp3beta
+from .graph_filter import GraphFilter, gf_cf
 from .item_weights import ease
 from .knn import item_knn, user_knn
 from .models import ItemWeights, UserNeighbors
+from .rating_knn import ItemRatings, UserRatings, knn_baseline
 from .similarity import cosine_similarity
 
 __all__ = [
+    "GraphFilter",
+    "ItemRatings",
     "ItemWeights",
     "Popularity",
     "UserNeighbors",
+    "UserRatings",
     "cosine_similarity",
     "ease",
+    "gf_cf",
     "item_knn",
+    "knn_baseline",
     "popularity",
     "rp3beta",
     "user_knn",

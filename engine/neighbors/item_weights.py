@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from ...kernels import gramian
@@ -47,7 +47,8 @@ def ease(interactions: Interactions, *, l2: float = 250.0) -> ItemWeights:
     if x.values is not None:
         values, values_t = x.values, x.values[source]
     del source
-    matrix = gramian.dense_gramian(x.indptr, x.items, values, indptr_t, users, values_t, n)
+    matrix = _aligned_zeros(n)
+    gramian.add_gramian(x.indptr, x.items, values, indptr_t, users, values_t, matrix)
     matrix.flat[:: n + 1] += np.float32(l2)
     # A symmetric matrix is its own transpose, and LAPACK wants columns: its lower triangle is our upper one.
     factorize, invert = get_lapack_funcs(("potrf", "potri"), (matrix,))
@@ -60,7 +61,14 @@ def ease(interactions: Interactions, *, l2: float = 250.0) -> ItemWeights:
     gramian.mirror_upper(matrix)
     matrix /= -np.diagonal(matrix).copy()
     np.fill_diagonal(matrix, 0.0)
-    return ItemWeights(interactions.to_device().by_user, jnp.asarray(matrix))
+    return ItemWeights(interactions.to_device().by_user, jax.device_put(matrix, may_alias=True))
+
+
+def _aligned_zeros(n: int) -> np.ndarray:
+    """Zeros `[n, n]` that begin at a multiple of 64 bytes: only such an array is taken by JAX as it is."""
+    buffer = np.zeros(n * n + 16, np.float32)
+    first = -buffer.ctypes.data % 64 // 4
+    return buffer[first : first + n * n].reshape(n, n)
 
 
 def _require_memory(n_items: int) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import jax
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int32
 
 from ...kernels import csr, sparse_top_k
 from ...kernels.csr import CSR
 from ...kernels.op import Implementation
 
-_AT_ONCE = 1 << 25  # answers of one call
+_AT_ONCE = 1 << 22  # answers of one call
 
 
 def nearest_rows(
@@ -44,11 +46,9 @@ def nearest_rows(
         raise ValueError(f"{neighbors=} must be at least 1")
     n_rows = queries.n_rows
     on_device = None if sizes is None else jnp.asarray(sizes, jnp.float32)
-    at_once = max(1, _AT_ONCE // neighbors)
-    parts = []
-    for first in range(0, n_rows, at_once):
-        rows = jnp.arange(first, min(first + at_once, n_rows), dtype=jnp.int32)
-        found = sparse_top_k.search(
+
+    def search(rows: Int32[Array, " batch"]) -> tuple[Array, Array]:
+        return sparse_top_k.search(
             queries,
             rows,
             table,
@@ -61,19 +61,32 @@ def nearest_rows(
             exclude=rows[:, None],
             implementation=implementation,
         )
-        parts.append(jax.tree.map(np.asarray, found))
-    ids, values = (np.concatenate(part) if len(parts) > 1 else part[0] for part in zip(*parts, strict=True))
-    return lists_to_csr(ids, values)
+
+    return join_lists(search, n_rows, min(neighbors, n_rows))
 
 
-def lists_to_csr(ids: np.ndarray, values: np.ndarray) -> CSR:
-    """Sparse rows from lists of ids `[n, k]`, padded with -1, and their values, in the order of the lists.
+def join_lists(search: Callable[[Int32[Array, " batch"]], tuple[Array, Array]], n_rows: int, neighbors: int) -> CSR:
+    """Sparse rows from lists of ids `[batch, neighbors]`, padded with -1, and their values, in the order of the lists.
+
+    Args:
+        search: Gives the lists of some rows; it is asked for blocks of one shape.
+        n_rows: Of all.
+        neighbors: Length of a list.
 
     Raises:
         ValueError: More entries than int32 can point to.
     """
-    there = ids >= 0
-    indptr = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
+    n_blocks = -(-n_rows * neighbors // _AT_ONCE)
+    block = -(-n_rows // n_blocks)  # of about equal size, so that few rows are asked for twice at the end
+    counts, ids, values = np.zeros(n_rows + 1, np.int64), [], []
+    for first in range(0, n_rows, block):
+        rows = np.arange(first, first + block, dtype=np.int32).clip(max=n_rows - 1)
+        found, scores = (np.asarray(part)[: n_rows - first] for part in search(jnp.asarray(rows)))
+        there = found >= 0
+        counts[first + 1 : first + block + 1] = there.sum(axis=1)
+        ids.append(found[there])
+        values.append(scores[there])
+    indptr = np.cumsum(counts)
     if indptr[-1] > csr.MAX_INDEX:
         raise ValueError(f"{indptr[-1]:,} neighbours exceed the {csr.MAX_INDEX:,} that can be indexed: ask for fewer")
-    return CSR(jnp.asarray(indptr, jnp.int32), jnp.asarray(ids[there]), jnp.asarray(values[there]))
+    return CSR(*(jnp.asarray(part) for part in (indptr.astype(np.int32), np.concatenate(ids), np.concatenate(values))))

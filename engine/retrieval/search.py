@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -13,7 +14,7 @@ from ...kernels import sparse_top_k
 from ...kernels import top_k as top_k_kernel
 from ...kernels.csr import CSR
 from ...kernels.op import Implementation
-from .filters import Seen, as_ids, best_among, checked_filters
+from .filters import Filters, Seen, as_ids, best_among, checked_filters
 from .new_rows import with_history
 
 
@@ -41,7 +42,29 @@ class SparseModel(Protocol):
     def score_table(self) -> CSR | Array: ...
 
 
-Model = QueryModel | SparseModel
+@runtime_checkable
+class ScoreModel(Protocol):
+    """A model that answers with the scores of all items for a few users at a time."""
+
+    @property
+    def n_items(self) -> int: ...
+
+    def scores(self, users: Int32[Array, " batch"]) -> Float[Array, "batch n_items"]: ...
+
+
+@runtime_checkable
+class PairModel(Protocol):
+    """A model that predicts the values of pairs."""
+
+    @property
+    def n_items(self) -> int: ...
+
+    def pair_scores(self, users: Int32[Array, " batch"], items: Int32[Array, " batch"]) -> Float[Array, " batch"]: ...
+
+
+Model = QueryModel | SparseModel | ScoreModel
+
+_SCORES_HELD = 1 << 22  # of a `ScoreModel`
 
 
 def recommend(
@@ -60,8 +83,8 @@ def recommend(
     Scores are tiled: memory does not grow with users times items. Works inside jit, with `k` static.
 
     Args:
-        model: Anything with `queries` and `item_table`, such as `Factors`, or with `sparse_queries` and
-            `score_table`, such as `ItemWeights`.
+        model: Anything with `queries` and `item_table`, such as `Factors`, with `sparse_queries` and `score_table`,
+            such as `ItemWeights`, or with `scores`, such as `ItemRatings`.
         users: `[batch]` indices.
         k: How many, at least 1.
         history: Histories of users that are not the model's own, a row each, that `users` then count: what
@@ -89,6 +112,9 @@ def recommend(
     if history is not None:
         model = with_history(model, history)
     users = as_ids("users", users, getattr(model, "n_users", None))
+    if isinstance(model, ScoreModel):
+        filters = checked_filters(users.shape[0], model.n_items, seen, users, exclude, allow)
+        return _best_scored(model, users, filters, k=k, implementation=implementation)
     if isinstance(model, SparseModel):
         return sparse_top_k.search(
             model.sparse_queries(),
@@ -109,6 +135,34 @@ def recommend(
         allow=allow,
         implementation=implementation,
     )
+
+
+@functools.partial(jax.jit, static_argnames=("k", "implementation"))
+def _best_scored(
+    model: ScoreModel, users: Array, filters: Filters, *, k: int, implementation: Implementation
+) -> tuple[Array, Array]:
+    """The best of all items, for as many users at a time as their scores can be held of."""
+    batch = users.shape[0]
+    block = max(1, min(batch, _SCORES_HELD // model.n_items))
+    each = jnp.arange(block + 1, dtype=jnp.int32)
+    one_hot = CSR(each, each[:-1], jnp.ones(1))
+
+    def one_block(first):
+        here = jnp.minimum(first + each[:-1], batch - 1)
+        own = {
+            name: rows if rows is None else rows[here] for name, rows in filters._asdict().items() if name in _BY_ROW
+        }
+        masks = filters._replace(**own)._asdict()
+        scores = model.scores(users[here])
+        return sparse_top_k.search(
+            one_hot, each[:-1], scores, k, n_columns=model.n_items, implementation=implementation, **masks
+        )
+
+    ids, scores = lax.map(one_block, jnp.arange(0, batch, block, dtype=jnp.int32))
+    return ids.reshape(-1, k)[:batch], scores.reshape(-1, k)[:batch]
+
+
+_BY_ROW = ("seen_rows", "exclude", "among")  # filters with a row for each user
 
 
 def top_k(
@@ -162,8 +216,8 @@ def similar_items(
     """The k nearest items to each item, itself left out.
 
     Args:
-        model: Anything with `item_table`, whose biases do not count where it has `items` of its own; or with item-item
-            `weights`, which then are the similarities.
+        model: Anything with `item_table`, whose biases do not count where it has `items` of its own; with item-item
+            `weights`, which then are the similarities; or with `scores`, which then are those after the one item.
         items: `[batch]` indices.
         k: How many, at least 1.
         metric: "cosine" or "dot" of item vectors.
@@ -189,14 +243,16 @@ def similar_items(
     if exclude is not None:
         exclude = as_ids("exclude", exclude, model.n_items, shape=(items.shape[0], None), padded=True)
         own = jnp.concatenate([own, exclude], axis=1)
-    if isinstance(model, SparseModel):
-        weights = getattr(model, "weights", None)
-        if weights is None:
-            raise ValueError(f"{type(model).__name__} compares users and has no item-item weights")
+    each = jnp.arange(items.shape[0] + 1, dtype=jnp.int32)
+    one_hot = CSR(each, items, jnp.ones(1))
+    weights = getattr(model, "weights", None)
+    if weights is not None:
         filters = checked_filters(items.shape[0], model.n_items, None, None, own, allow)
-        each = jnp.arange(items.shape[0] + 1, dtype=jnp.int32)
-        one_hot = CSR(each, items, jnp.ones(1))
         return sparse_top_k.search(one_hot, each[:-1], weights, k, n_columns=model.n_items, **filters._asdict())
+    if isinstance(model, ScoreModel):
+        return recommend(model, each[:-1], k, history=one_hot, exclude=own, allow=allow)
+    if isinstance(model, SparseModel):
+        raise ValueError(f"{type(model).__name__} compares users and has no item-item weights")
     table = jnp.asarray(getattr(model, "items", None) if hasattr(model, "items") else model.item_table(), jnp.float32)
     if metric == "cosine":
         norms = jnp.linalg.norm(table, axis=1, keepdims=True)
@@ -204,19 +260,24 @@ def similar_items(
     return top_k(table[items], table, k, exclude=own, allow=allow)
 
 
-def predict(model: QueryModel, users: Any, items: Any) -> Float[Array, " batch"]:
+def predict(model: QueryModel | PairModel, users: Any, items: Any) -> Float[Array, " batch"]:
     """Scores of pairs: the predicted rating where the model was trained on ratings.
 
     Args:
-        model: Anything with `queries` and `item_table`.
+        model: Anything with `queries` and `item_table`, such as `Factors`, or with `pair_scores`, such as
+            `ItemRatings`.
         users: `[batch]` indices.
         items: `[batch]` indices.
 
     Raises:
         InteractionError: An index outside the model, where it is concrete.
+        ValueError: A model that only ranks.
     """
-    table = model.item_table()
-    users, items = as_ids("users", users, getattr(model, "n_users", None)), as_ids("items", items, table.shape[0])
+    users, items = as_ids("users", users, getattr(model, "n_users", None)), as_ids("items", items, model.n_items)
+    if isinstance(model, PairModel):
+        return model.pair_scores(users, items)
+    if not isinstance(model, QueryModel):
+        raise ValueError(f"{type(model).__name__} ranks items and predicts no values")
     return _pair_products(model, users, items)
 
 
