@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from .engine.factorization import ExplicitObjective, Factors, ImplicitObjective, RankingSgd, RatingSgd
-from .engine.neighbors import ItemWeights, Popularity, UserNeighbors
+from .engine.factorization import BprSgd, ExplicitObjective, Factors, ImplicitObjective, LogisticSgd, RatingSgd
+from .engine.neighbors import ItemWeights, Popularity, Random, UserNeighbors
+from .engine.neighbors.comparison import Comparison
 from .kernels.csr import CSR, SparseMatrix
 
 _KINDS = {
     kind.__name__: kind
     for kind in (
+        BprSgd,
         CSR,
+        Comparison,
         ExplicitObjective,
         Factors,
         ImplicitObjective,
         ItemWeights,
+        LogisticSgd,
         Popularity,
-        RankingSgd,
+        Random,
         RatingSgd,
         SparseMatrix,
         UserNeighbors,
@@ -43,6 +48,8 @@ def flatten(model: Any, name: str = "model") -> tuple[dict[str, np.ndarray], dic
         elif hasattr(value, "_asdict"):
             inner, fields[field] = flatten(value, f"{name}.{field}")
             arrays |= inner
+        elif isinstance(value, Comparison):
+            fields[field] = {"type": type(value).__name__, "static": asdict(value)}
         else:
             fields[field] = f"{name}.{field}"
             arrays[fields[field]] = np.asarray(value)
@@ -61,4 +68,7 @@ def restore(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
             return None
         return restore(field, arrays) if isinstance(field, dict) else jnp.asarray(arrays[field])
 
-    return _KINDS[described["type"]](**{name: value(field) for name, field in described["fields"].items()})
+    kind = _KINDS[described["type"]]
+    if "static" in described:
+        return kind(**described["static"])
+    return kind(**{name: value(field) for name, field in described["fields"].items()})

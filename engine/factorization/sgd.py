@@ -13,10 +13,10 @@ from ...kernels import sampling, sgd
 from ...kernels.csr import CSR, SparseMatrix
 from ...kernels.op import Implementation
 from .algorithm import Algorithm, Factors, Info
-from .objectives import RankingSgd, RatingSgd
+from .objectives import BprSgd, LogisticSgd, RankingSgd, RatingSgd
 from .parts import check_shape_parameters, info_of, random_rows, require_at_least, scalar
 
-_Objective = TypeVar("_Objective", RatingSgd, RankingSgd)
+_Objective = TypeVar("_Objective", RatingSgd, BprSgd, LogisticSgd)
 
 
 def biased_mf(
@@ -110,9 +110,9 @@ def bpr(
     Source: Rendle, Freudenthaler, Gantner, Schmidt-Thieme 2009, "BPR: Bayesian Personalized Ranking from Implicit
     Feedback".
     """
-    objective = _objective(RankingSgd, learning_rate, l2)
-    draw = _negatives(negatives, popularity_exponent, implementation)
-    return _ranking("bpr", "BPR", rank, objective, draw, biases, init_std, hogwild, implementation)
+    objective = _objective(BprSgd, learning_rate, l2)
+    draw = _negatives(negatives, implementation)
+    return _ranking("bpr", "BPR", rank, objective, draw, popularity_exponent, biases, init_std, hogwild, implementation)
 
 
 def logistic_mf(
@@ -137,28 +137,26 @@ def logistic_mf(
 
     Source: Rendle, Krichene, Zhang, Anderson 2020, "Neural Collaborative Filtering vs. Matrix Factorization Revisited".
     """
-    objective = _objective(RankingSgd, learning_rate, l2)
-    draw = _negatives(negatives, popularity_exponent, implementation)
-    return _ranking("logistic", "logistic MF", rank, objective, draw, biases, init_std, hogwild, implementation)
+    objective = _objective(LogisticSgd, learning_rate, l2, negatives=scalar(negatives), user_biases=scalar(biases))
+    draw = _negatives(negatives, implementation)
+    return _ranking(
+        "logistic", "logistic MF", rank, objective, draw, popularity_exponent, biases, init_std, hogwild, implementation
+    )
 
 
 def _negatives(
-    per_entry: int, popularity_exponent: float, implementation: Implementation
-) -> Callable[[PRNGKeyArray, SparseMatrix, Array], Array]:
-    """`draw(key, data, order)`: negatives for the entries in this order."""
+    per_entry: int, implementation: Implementation
+) -> Callable[[PRNGKeyArray, SparseMatrix, Array, Array | None], Array]:
+    """`draw(key, data, order, popularity)`: negatives for the entries in this order."""
     require_at_least(1, negatives=per_entry)
-    require_at_least(0, popularity_exponent=popularity_exponent)
 
-    def draw(key: PRNGKeyArray, data: SparseMatrix, order: Array) -> Array:
+    def draw(key: PRNGKeyArray, data: SparseMatrix, order: Array, popularity: Array | None) -> Array:
         rows = data.by_user
         users = jnp.arange(rows.n_rows, dtype=jnp.int32)
         of_entry = jnp.repeat(users, jnp.diff(rows.indptr), total_repeat_length=rows.nnz)
-        weights = None
-        if popularity_exponent:
-            weights = jnp.diff(data.by_item.indptr).astype(jnp.float32) ** popularity_exponent
         n_items = data.by_item.n_rows
         return sampling.negatives(
-            key, rows, of_entry[order], n_items, per_entry, weights=weights, implementation=implementation
+            key, rows, of_entry[order], n_items, per_entry, weights=popularity, implementation=implementation
         )
 
     return draw
@@ -169,21 +167,26 @@ def _ranking(
     name: str,
     rank: int,
     objective: RankingSgd,
-    draw: Callable[[PRNGKeyArray, SparseMatrix, Array], Array],
+    draw: Callable[[PRNGKeyArray, SparseMatrix, Array, Array | None], Array],
+    popularity_exponent: float,
     biases: bool,
     init_std: float,
     hogwild: bool,
     implementation: Implementation,
 ) -> Algorithm:
     check_shape_parameters(rank, init_std)
+    require_at_least(0, popularity_exponent=popularity_exponent)
 
     def init(key: PRNGKeyArray, data: SparseMatrix) -> Factors:
-        return _start(key, data, rank, init_std, scalar(0.0), objective)
+        popularity = None
+        if popularity_exponent:
+            popularity = jnp.diff(data.by_item.indptr).astype(jnp.float32) ** popularity_exponent
+        return _start(key, data, rank, init_std, scalar(0.0), objective._replace(popularity=popularity))
 
     def step(key: PRNGKeyArray, state: Factors, data: SparseMatrix) -> tuple[Factors, Info]:
         order_key, negative_key = jax.random.split(key)
         order = sampling.permutation(order_key, data.by_user.nnz, implementation=implementation)
-        drawn = draw(negative_key, data, order)
+        drawn = draw(negative_key, data, order, getattr(state.objective, "popularity", None))
         return _sweep(state, data.by_user, order, drawn, loss, biases, hogwild, implementation)
 
     return Algorithm(init, step, name)
@@ -229,6 +232,6 @@ def _sweep(
     return state._replace(**new._asdict()), info_of(total, new.users, new.items)
 
 
-def _objective(kind: type[_Objective], learning_rate: Any, l2: Any) -> _Objective:
+def _objective(kind: type[_Objective], learning_rate: Any, l2: Any, **further: Array) -> _Objective:
     require_at_least(0, learning_rate=learning_rate, l2=l2)
-    return kind(scalar(learning_rate), scalar(l2))
+    return kind(scalar(learning_rate), scalar(l2), **further)
