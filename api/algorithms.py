@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import numbers
 from collections.abc import Callable
@@ -12,7 +13,8 @@ import jax
 from .engine.data import Interactions
 from .engine.factorization import biased_mf, bpr, explicit_als, fit, implicit_als, logistic_mf
 from .engine.factorization.fitting import History
-from .engine.neighbors import ease, item_knn, popularity, rp3beta, user_knn
+from .engine.neighbors import ease, item_knn, popularity, random, rp3beta, user_knn
+from .engine.training.trials import solve
 
 
 class Named(NamedTuple):
@@ -40,6 +42,7 @@ ALGORITHMS = {
     "item-knn": Named(item_knn, 0, {}),
     "logistic-mf": Named(logistic_mf, 50, {"rank": 64}),
     "popularity": Named(popularity, 0, {}),
+    "random": Named(random, 0, {}),
     "rp3beta": Named(rp3beta, 0, {}),
     "user-knn": Named(user_knn, 0, {}),
 }
@@ -62,7 +65,7 @@ def parameters_of(name: str) -> dict[str, Any]:
     names = {
         parameter.name: None if parameter.default is parameter.empty else parameter.default
         for parameter in inspect.signature(algorithm.build).parameters.values()
-        if parameter.name != "interactions"
+        if parameter.name not in ("interactions", "key")
     }
     return {**names, **algorithm.defaults, **({"steps": algorithm.steps} if algorithm.steps else {})}
 
@@ -93,6 +96,18 @@ def checked_parameters(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
     return checked
 
 
+def builder(name: str, interactions: Interactions) -> Callable[..., Any]:
+    """What makes the algorithm from its parameters, the defaults being those here: for `engine.training.select`.
+
+    Raises:
+        ValueError: An unknown name, or values missing where they are needed.
+    """
+    algorithm = named(name)
+    if algorithm.needs_values and interactions.values is None:
+        raise ValueError(f"{name} learns from values, and these interactions have none; try implicit-als")
+    return functools.partial(algorithm.build, **algorithm.defaults)
+
+
 def train(
     name: str, interactions: Interactions, *, seed: int = 0, parameters: dict[str, Any] | None = None, **options: Any
 ) -> tuple[Any, History | None]:
@@ -110,13 +125,11 @@ def train(
             that takes no steps.
     """
     algorithm, parameters = named(name), checked_parameters(name, parameters or {})
-    if algorithm.needs_values and interactions.values is None:
-        raise ValueError(f"{name} learns from values, and these interactions have none; try implicit-als")
+    build, key = builder(name, interactions), jax.random.key(seed)
     steps = parameters.pop("steps", algorithm.steps)
-    built = {**algorithm.defaults, **parameters}
     if not algorithm.steps:
         idle = sorted(options.keys() - {"progress"})
         if idle:
             raise ValueError(f"{name} takes no steps, so that {idle} would do nothing")
-        return algorithm.build(interactions, **built), None
-    return fit(algorithm.build(**built), interactions, key=jax.random.key(seed), steps=steps, **options)
+        return solve(build, interactions, parameters, key), None
+    return fit(build(**parameters), interactions, key=key, steps=steps, **options)
