@@ -29,6 +29,8 @@ _LABELS = {
     "map": "MAP",
     "mrr": "MRR",
     "precision": "Precision",
+    "rmse": "RMSE",
+    "mae": "MAE",
 }
 # Distinct in hue and in lightness, so that they stay apart in grey and for the colour-blind (Okabe, Ito).
 COLORS = ("#8c8c8c", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -40,8 +42,8 @@ def label_of(metric: str) -> str:
     >>> label_of("hit_rate_at_10")
     'Hit rate@10'
     """
-    name, _, k = metric.partition("_at_")
-    return f"{_LABELS.get(name, name)}@{k}"
+    name, at, k = metric.partition("_at_")
+    return f"{_LABELS.get(name, name)}@{k}" if at else _LABELS.get(name, name)
 
 
 def print_comparison(results: Sequence[Result]) -> None:
@@ -127,21 +129,25 @@ def trials_plot(selection: Selection, path: Path) -> None:
     figure = new_figure(max(4.0, 3.2 * len(names)), 3.6)
     for axes, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True):
         _draw_trials(axes, table, name, metric)
-    figure.axes[0].set_ylabel(metric if metric in ("rmse", "mae") else label_of(metric))
+    figure.axes[0].set_ylabel(label_of(metric))
     figure.axes[-1].legend(frameon=False, fontsize=8)
     save_figure(figure, path)
 
 
 def _draw_trials(axes: Axes, table: pl.DataFrame, name: str, metric: str) -> None:
-    """The best trial is ringed; those that diverged are crosses at the foot."""
+    """The best trial is ringed, those that diverged are crosses at the foot, and what lacks the parameter is a line."""
     known = table.drop_nulls(name)
     number = known[name].dtype.is_numeric()
     words = known[name].cast(str).unique(maintain_order=True).to_list()
     for place, algorithm in enumerate(table["algorithm"].unique(maintain_order=True)):
-        mine = known.filter(known["algorithm"] == algorithm)
+        mine, color = known.filter(known["algorithm"] == algorithm), COLORS[(place + 1) % len(COLORS)]
+        if not len(mine):
+            height = table.filter(table["algorithm"] == algorithm)[metric].cast(float).to_numpy()[0]
+            axes.axhline(height, color=color, linestyle="--", linewidth=1, label=algorithm)
+            continue
         at = mine[name].to_numpy() if number else np.array([words.index(str(value)) for value in mine[name]])
         scores = mine[metric].cast(float).to_numpy()
-        diverged, color = np.isnan(scores), COLORS[(place + 1) % len(COLORS)]
+        diverged = np.isnan(scores)
         axes.plot(at[~diverged], scores[~diverged], "o", color=color, alpha=0.7, markeredgewidth=0, label=algorithm)
         if diverged.any():
             foot = {"transform": axes.get_xaxis_transform(), "clip_on": False}

@@ -194,18 +194,16 @@ def test_newcomers_find_their_nearest_users(x, options):
     assert (np.asarray(ids)[1] == -1).all()  # nobody is near to someone without a history
 
 
-def test_a_newcomer_among_users_is_nearest_to_whom_it_is_alike(x):
-    model = user_knn(x, neighbors=5)
-    some = x.select(x.users < 6)
-    answers = recommend(model, np.arange(6), 4, history=some, seen=some)
-    other = recommend(jax.jit(lambda m: m)(with_history(model, some)), np.arange(6), 4, seen=some)
-    np.testing.assert_array_equal(answers[0], other[0])
-    nearest_one = np.asarray(with_history(model, some).neighbors.indices)[
-        np.asarray(with_history(model, some).neighbors.indptr)[:6]
-    ]
-    np.testing.assert_array_equal(nearest_one, np.arange(6))  # each finds itself, whom it equals
-    alone = recommend(model, [0], 4, history=some.select(some.users == 0), seen=some)
-    np.testing.assert_array_equal(alone[0][0], answers[0][0])
+def test_newcomers_who_equal_users_find_these_first(x):
+    model, some = user_knn(x, neighbors=5), x.select(x.users < 6)
+    newcomers = with_history(model, some)
+    first = np.asarray(newcomers.neighbors.indptr)[:6]
+    np.testing.assert_array_equal(np.asarray(newcomers.neighbors.indices)[first], np.arange(6))
+    ids, _ = recommend(model, np.arange(6), 4, history=some, seen=some)
+    jitted, _ = jax.jit(recommend, static_argnames="k")(newcomers, jnp.arange(6), k=4, seen=some.to_device())
+    np.testing.assert_array_equal(jitted, ids)
+    alone, _ = recommend(model, [0], 4, history=some.select(some.users == 0), seen=some)
+    np.testing.assert_array_equal(alone[0], ids[0])
     with pytest.raises(NotImplementedError, match="call with_history outside jit"):
         jax.jit(lambda m, h: with_history(m, h))(model, some.to_device())
 
