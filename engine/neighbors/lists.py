@@ -82,7 +82,8 @@ def join_lists(search: Callable[[Int32[Array, " batch"]], tuple[Array, Array]], 
     Raises:
         ValueError: More entries than int32 can point to.
     """
-    block = min(n_rows, max(1, _AT_ONCE // neighbors))
+    n_blocks = -(-n_rows * neighbors // _AT_ONCE)
+    block = -(-n_rows // n_blocks)  # of about equal size, so that few rows are asked for twice at the end
     counts, ids, values = np.zeros(n_rows + 1, np.int64), [], []
     for first in range(0, n_rows, block):
         rows = np.arange(first, first + block, dtype=np.int32).clip(max=n_rows - 1)
