@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
@@ -80,7 +81,7 @@ def select(
     validation: Interactions,
     metric: str = "ndcg_at_10",
     *,
-    key: PRNGKeyArray,
+    key: PRNGKeyArray | None = None,
     steps: int | Mapping[str, int] = 50,
     patience: int = 3,
     memory: int = 1 << 30,
@@ -100,7 +101,7 @@ def select(
         validation: What to compare on, of the same shape.
         metric: A ranking metric, such as "ndcg_at_10" or "recall_at_20", over the full catalogue without the training
             items; or "rmse" or "mae" of ratings, of which less is better.
-        key: Of `jax.random`; the same for all trials.
+        key: Of `jax.random`, the same for all trials; `jax.random.key(0)` if None.
         steps: The most steps of a trial, for all algorithms or by name.
         patience: At least 1.
         memory: Bytes that the states of trials trained together may take.
@@ -131,6 +132,7 @@ def select(
     most = {name: steps[name] if isinstance(steps, Mapping) else steps for name in algorithms}
     if min(patience, memory, *most.values()) < 1:
         raise ValueError(f"{steps=}, {patience=} and {memory=} must be at least 1")
+    key = jax.random.key(0) if key is None else key
     trials: list[Trial] = []
     data = None if all(map(is_closed_form, algorithms.values())) else train.to_device()
     with Progress("selection", sum(map(len, points.values())), progress) as bar:
