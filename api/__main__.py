@@ -1,4 +1,4 @@
-"""The command line: `python -m affinax demo | fit | recommend | evaluate | doctor`."""
+"""The command line: `python -m affinax demo | fit | recommend | evaluate | tune | doctor`."""
 
 from __future__ import annotations
 
@@ -150,6 +150,52 @@ def evaluate(
     if plot:
         metrics_plot(results, plot)
         typer.echo(f"wrote {plot}")
+
+
+@app.command()
+def tune(
+    file: File,
+    algorithm: Annotated[list[str], typer.Option(help="Name of an algorithm; repeatable")],
+    grid: Annotated[
+        list[str] | None, typer.Option("--grid", help="Values to try, such as l2=0.001,0.01 or ease.l2=50; repeatable")
+    ] = None,
+    metric: Annotated[
+        str, typer.Option(help="Such as ndcg_at_10 or recall_at_20; rmse or mae for ratings")
+    ] = "ndcg_at_10",
+    split: Annotated[str, typer.Option(help="What to validate on: random, leave-last or time")] = "time",
+    steps: Annotated[int | None, typer.Option(min=1, help="The most steps; by default those of the algorithm")] = None,
+    patience: Annotated[int, typer.Option(min=1, help="Steps without a better score that end a trial")] = 3,
+    columns: Columns = None,
+    header: Header = None,
+    missing: Missing = "error",
+    duplicates: Duplicates = "error",
+    json_out: Json = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw all trials, as PNG")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Try parameters on a validation part of a file, and say how to fit the best."""
+    import jax
+
+    from .algorithms import builder, named
+    from .engine.training import select
+    from .options import fit_command, parse_grid, read_file, split_file
+    from .reporting import print_trials, trials_plot, trials_summary, write_json
+
+    points = parse_grid(grid or [], algorithm)
+    x = read_file(file, columns, header, missing, duplicates)
+    builders = {name: builder(name, x) for name in algorithm}
+    train_part, validation_part = split_file(x, split, seed, "validate")
+    most = {name: steps or named(name).steps or 1 for name in algorithm}
+    key = jax.random.key(seed)
+    found = select(builders, points, train_part, validation_part, metric, key=key, steps=most, patience=patience)
+    print_trials(found)
+    if json_out:
+        write_json(json_out, trials_summary(found))
+    if plot:
+        trials_plot(found, plot)
+        typer.echo(f"wrote {plot}")
+    reading = {"--columns": columns, "--missing": missing, "--duplicates": duplicates}
+    typer.echo(f"next: {fit_command(file, found.best, reading, header, seed)}")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import numbers
 from collections.abc import Callable
@@ -12,7 +13,8 @@ import jax
 from .engine.data import Interactions
 from .engine.factorization import biased_mf, bpr, explicit_als, fit, implicit_als, logistic_mf, svd_plus_plus
 from .engine.factorization.fitting import History
-from .engine.neighbors import ease, gf_cf, item_knn, knn_baseline, popularity, rp3beta, user_knn
+from .engine.neighbors import ease, gf_cf, item_knn, knn_baseline, popularity, random, rp3beta, user_knn
+from .engine.training.trials import solve
 
 
 class Named(NamedTuple):
@@ -42,6 +44,7 @@ ALGORITHMS = {
     "knn-baseline": Named(knn_baseline, 0, {}, needs_values=True),
     "logistic-mf": Named(logistic_mf, 50, {"rank": 64}),
     "popularity": Named(popularity, 0, {}),
+    "random": Named(random, 0, {}),
     "rp3beta": Named(rp3beta, 0, {}),
     "svd-plus-plus": Named(svd_plus_plus, 20, {"rank": 20}, needs_values=True),
     "user-knn": Named(user_knn, 0, {}),
@@ -96,6 +99,18 @@ def checked_parameters(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
     return checked
 
 
+def builder(name: str, interactions: Interactions) -> Callable[..., Any]:
+    """What makes the algorithm from its parameters, the defaults being those here: for `engine.training.select`.
+
+    Raises:
+        ValueError: An unknown name, or values missing where they are needed.
+    """
+    algorithm = named(name)
+    if algorithm.needs_values and interactions.values is None:
+        raise ValueError(f"{name} learns from values, and these interactions have none; try implicit-als")
+    return functools.partial(algorithm.build, **algorithm.defaults)
+
+
 def train(
     name: str, interactions: Interactions, *, seed: int = 0, parameters: dict[str, Any] | None = None, **options: Any
 ) -> tuple[Any, History | None]:
@@ -113,15 +128,11 @@ def train(
             that takes no steps.
     """
     algorithm, parameters = named(name), checked_parameters(name, parameters or {})
-    if algorithm.needs_values and interactions.values is None:
-        raise ValueError(f"{name} learns from values, and these interactions have none; try implicit-als")
+    build, key = builder(name, interactions), jax.random.key(seed)
     steps = parameters.pop("steps", algorithm.steps)
-    built, key = {**algorithm.defaults, **parameters}, jax.random.key(seed)
     if not algorithm.steps:
         idle = sorted(options.keys() - {"progress"})
         if idle:
             raise ValueError(f"{name} takes no steps, so that {idle} would do nothing")
-        if "key" in inspect.signature(algorithm.build).parameters:
-            built["key"] = key
-        return algorithm.build(interactions, **built), None
-    return fit(algorithm.build(**built), interactions, key=key, steps=steps, **options)
+        return solve(build, interactions, parameters, key), None
+    return fit(build(**parameters), interactions, key=key, steps=steps, **options)

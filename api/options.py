@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import typer
 
 from .algorithms import checked_parameters, parameters_of
 from .engine.data import Interactions, read_interactions
+from .engine.training import Trial
 from .recommender import Recommender
 
 
@@ -26,24 +28,53 @@ def parse_settings(settings: Sequence[str], algorithms: Sequence[str]) -> dict[s
     {'implicit-als': {'rank': 8, 'l2': 0.001}, 'popularity': {}}
     """
     parsed: dict[str, dict[str, Any]] = {algorithm: {} for algorithm in algorithms}
+    for target, parameter, text in _assigned("--set", settings, algorithms):
+        parsed[target][parameter] = _value(text)
+    return {target: checked_parameters(target, values) for target, values in parsed.items()}
+
+
+def parse_grid(settings: Sequence[str], algorithms: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+    """Values to try for each parameter of each algorithm, from `l2=0.001,0.01` or `implicit-als.rank=32,64`.
+
+    Raises:
+        ValueError: As `parse_settings`, or a grid of "steps", which a search finds by itself.
+
+    >>> parse_grid(["rank=8,16", "ease.l2=100"], ["implicit-als", "ease"])
+    {'implicit-als': {'rank': [8, 16]}, 'ease': {'l2': [100]}}
+    """
+    grid: dict[str, dict[str, list[Any]]] = {algorithm: {} for algorithm in algorithms}
+    for target, parameter, text in _assigned("--grid", settings, algorithms):
+        if parameter == "steps":
+            raise ValueError(
+                "--grid steps: the best number of steps is found for each trial; --steps says how many at most"
+            )
+        tried = [checked_parameters(target, {parameter: _value(part)})[parameter] for part in text.split(",")]
+        grid[target][parameter] = tried
+    return grid
+
+
+def _assigned(option: str, settings: Sequence[str], algorithms: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """`(algorithm, parameter, text)` of settings such as `rank=64`, for all that have it, or `bpr.rank=64`."""
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or not name or not text:
-            raise ValueError(f"--set {setting!r} must be name=value")
+            raise ValueError(f"{option} {setting!r} must be name=value")
         algorithm, dot, parameter = name.rpartition(".")
-        if dot and algorithm not in parsed:
-            raise ValueError(f"--set {setting!r} is for {algorithm!r}; the algorithms here are {list(algorithms)}")
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
+        if dot and algorithm not in algorithms:
+            raise ValueError(f"{option} {setting!r} is for {algorithm!r}; the algorithms here are {list(algorithms)}")
         targets = [algorithm] if dot else [a for a in algorithms if parameter in parameters_of(a)]
         if not targets:
             have = "; ".join(f"{a} has {sorted(parameters_of(a)) or 'none'}" for a in algorithms)
-            raise ValueError(f"--set {setting!r}: no algorithm here has the parameter {parameter!r}. {have}")
+            raise ValueError(f"{option} {setting!r}: no algorithm here has the parameter {parameter!r}. {have}")
         for target in targets:
-            parsed[target][parameter] = value
-    return {target: checked_parameters(target, values) for target, values in parsed.items()}
+            yield target, parameter, text
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def parse_columns(text: str) -> dict[str, str | int] | list[str]:
@@ -84,15 +115,28 @@ def read_file(
     return x
 
 
-def split_file(x: Interactions, how: str, seed: int) -> tuple[Interactions, Interactions]:
-    """Splits interactions and says how; see `Interactions.split`."""
+def split_file(x: Interactions, how: str, seed: int, purpose: str = "test") -> tuple[Interactions, Interactions]:
+    """Splits interactions and says how, and what the second part is for; see `Interactions.split`."""
     train, test = x.split(how, **({"seed": seed} if how == "random" else {}))
     if how == "time" and train.timestamps is not None:
         said = f"split at {_day(train.timestamps.max())}: {train.nnz:,} interactions before, {test.nnz:,} after"
     else:
-        said = f"{test.notes[-1].removeprefix('test part, ')}: {train.nnz:,} to train on, {test.nnz:,} to test"
+        said = f"{test.notes[-1].removeprefix('test part, ')}: {train.nnz:,} to train on, {test.nnz:,} to {purpose}"
     typer.echo(said)
     return train, test
+
+
+def fit_command(
+    file: Path, best: Trial, reading: Mapping[str, str | None], header: bool | None, seed: int, out: str = "model"
+) -> str:
+    """The command line that fits the best trial of a search on the whole file, read as it was."""
+    settings = best.parameters | ({"steps": best.step} if best.step else {})
+    words = ["python", "-m", "affinax", "fit", str(file), "--algorithm", best.algorithm]
+    words += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    words += [word for name, value in reading.items() if value not in (None, "error") for word in (name, value)]
+    words += [] if header is None else ["--header" if header else "--no-header"]
+    words += ["--seed", str(seed)] if seed else []
+    return shlex.join([*words, "--out", out])
 
 
 def outside_ids(texts: Sequence[str], recommender: Recommender, side: str) -> list[Any]:

@@ -16,7 +16,7 @@ from .engine.data import Interactions, Vocabulary, clean, read_interactions
 from .engine.errors import InteractionError, ModelFileError
 from .engine.evaluation import Evaluation, evaluate
 from .engine.factorization import Factors, History
-from .engine.neighbors import GraphFilter, ItemRatings, ItemWeights, UserNeighbors
+from .engine.neighbors import GraphFilter, ItemRatings, ItemWeights
 from .engine.retrieval import fold_in, recommend, similar_items, with_history
 from .saved_models import flatten, restore
 
@@ -134,8 +134,6 @@ class Recommender:
             allowed[item_ids.resolve(_listed(allow)[0])] = True
         if history is not None:
             seen = self._newcomer(history)
-            if isinstance(self.model, UserNeighbors):
-                raise ValueError(f"{self.algorithm} compares whole users: it has no answer to a history")
             model = with_history(self.model, seen)
             rows, names = np.zeros(1, np.int32), None
         else:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from .comparison import Result
 from .engine.storage import write_atomically
+from .engine.training import Selection
 
 if TYPE_CHECKING:
     import polars as pl
@@ -28,6 +29,8 @@ _LABELS = {
     "map": "MAP",
     "mrr": "MRR",
     "precision": "Precision",
+    "rmse": "RMSE",
+    "mae": "MAE",
 }
 # Distinct in hue and in lightness, so that they stay apart in grey and for the colour-blind (Okabe, Ito).
 COLORS = ("#8c8c8c", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -39,8 +42,8 @@ def label_of(metric: str) -> str:
     >>> label_of("hit_rate_at_10")
     'Hit rate@10'
     """
-    name, _, k = metric.partition("_at_")
-    return f"{_LABELS.get(name, name)}@{k}"
+    name, at, k = metric.partition("_at_")
+    return f"{_LABELS.get(name, name)}@{k}" if at else _LABELS.get(name, name)
 
 
 def print_comparison(results: Sequence[Result]) -> None:
@@ -75,8 +78,26 @@ def print_frame(frame: pl.DataFrame) -> None:
         justify = "right" if frame[name].dtype.is_numeric() else "left"
         table.add_column(name, justify=justify, overflow="fold")
     for row in frame.iter_rows():
-        table.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row))
+        table.add_row(*(f"{c:.4f}" if isinstance(c, float) else "" if c is None else str(c) for c in row))
     _wide_enough(table).print(table)
+
+
+def print_trials(selection: Selection) -> None:
+    """One row a trial, the best first."""
+    import polars as pl
+
+    table = selection.table
+    parameters = table.columns[1 : table.columns.index(selection.metric)]
+    exact = [name for name in parameters if table[name].dtype.is_float()]  # 1e-5 must not read 0.0000
+    texts = [pl.Series(n, [None if value is None else f"{value:g}" for value in table[n]], pl.String) for n in exact]
+    print_frame(table.with_columns(texts))
+
+
+def trials_summary(selection: Selection) -> dict[str, Any]:
+    """`{"metric": …, "best": {…}, "trials": [{…}, …]}`, all of plain values."""
+    best = selection.best
+    found = {"algorithm": best.algorithm, "parameters": best.parameters, "steps": best.step, "score": best.score}
+    return {"metric": selection.metric, "best": found, "trials": selection.table.to_dicts()}
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -94,6 +115,54 @@ def metrics_plot(results: Sequence[Result], path: Path) -> None:
     figure = new_figure(7, 4.2)
     draw_metrics(figure.subplots(), results)
     save_figure(figure, path)
+
+
+def trials_plot(selection: Selection, path: Path) -> None:
+    """The score of every trial against each parameter that was varied, a colour an algorithm, as PNG.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    table, metric = selection.table, selection.metric
+    names = [name for name in table.columns[1 : table.columns.index(metric)] if table[name].n_unique() > 1]
+    names = names or ["algorithm"]
+    figure = new_figure(max(4.0, 3.2 * len(names)), 3.6)
+    for axes, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True):
+        _draw_trials(axes, table, name, metric)
+    figure.axes[0].set_ylabel(label_of(metric))
+    figure.axes[-1].legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def _draw_trials(axes: Axes, table: pl.DataFrame, name: str, metric: str) -> None:
+    """The best trial is ringed, those that diverged are crosses at the foot, and what lacks the parameter is a line."""
+    known = table.drop_nulls(name)
+    number = known[name].dtype.is_numeric()
+    words = known[name].cast(str).unique(maintain_order=True).to_list()
+    for place, algorithm in enumerate(table["algorithm"].unique(maintain_order=True)):
+        mine, color = known.filter(known["algorithm"] == algorithm), COLORS[(place + 1) % len(COLORS)]
+        if not len(mine):
+            height = table.filter(table["algorithm"] == algorithm)[metric].cast(float).to_numpy()[0]
+            axes.axhline(height, color=color, linestyle="--", linewidth=1, label=algorithm)
+            continue
+        at = mine[name].to_numpy() if number else np.array([words.index(str(value)) for value in mine[name]])
+        scores = mine[metric].cast(float).to_numpy()
+        diverged = np.isnan(scores)
+        axes.plot(at[~diverged], scores[~diverged], "o", color=color, alpha=0.7, markeredgewidth=0, label=algorithm)
+        if diverged.any():
+            foot = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+            axes.plot(at[diverged], np.zeros(diverged.sum()), "x", color=color, label=f"{algorithm}, diverged", **foot)
+    best = table[name][0]
+    if best is not None:
+        axes.plot(
+            best if number else words.index(str(best)), table[metric][0], "o", color="0.1", ms=11, fillstyle="none"
+        )
+    if not number:
+        axes.set_xticks(range(len(words)), words)
+    elif (known[name] > 0).all() and np.ptp(np.log10(known[name].to_numpy())) > 1:
+        axes.set_xscale("log")
+    axes.set_xlabel(name)
+    axes.margins(x=0.1, y=0.1)
 
 
 def new_figure(width: float, height: float) -> Figure:

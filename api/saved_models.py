@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,21 +10,25 @@ import numpy as np
 
 from .engine.factorization import (
     Baseline,
+    BprSgd,
     ExplicitObjective,
     Factors,
     FeedbackFactors,
     ImplicitObjective,
-    RankingSgd,
+    LogisticSgd,
     RatingSgd,
 )
-from .engine.neighbors import GraphFilter, ItemRatings, ItemWeights, Popularity, UserNeighbors, UserRatings
+from .engine.neighbors import GraphFilter, ItemRatings, ItemWeights, Popularity, Random, UserNeighbors, UserRatings
+from .engine.neighbors.comparison import Comparison
 from .kernels.csr import CSR, SparseMatrix
 
 _KINDS = {
     kind.__name__: kind
     for kind in (
         Baseline,
+        BprSgd,
         CSR,
+        Comparison,
         ExplicitObjective,
         Factors,
         FeedbackFactors,
@@ -31,8 +36,9 @@ _KINDS = {
         ImplicitObjective,
         ItemRatings,
         ItemWeights,
+        LogisticSgd,
         Popularity,
-        RankingSgd,
+        Random,
         RatingSgd,
         SparseMatrix,
         UserNeighbors,
@@ -56,6 +62,8 @@ def flatten(model: Any, name: str = "model") -> tuple[dict[str, np.ndarray], dic
         elif hasattr(value, "_asdict"):
             inner, fields[field] = flatten(value, f"{name}.{field}")
             arrays |= inner
+        elif isinstance(value, Comparison):
+            fields[field] = {"type": type(value).__name__, "static": asdict(value)}
         else:
             fields[field] = f"{name}.{field}"
             arrays[fields[field]] = np.asarray(value)
@@ -74,4 +82,7 @@ def restore(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
             return None
         return restore(field, arrays) if isinstance(field, dict) else jnp.asarray(arrays[field])
 
-    return _KINDS[described["type"]](**{name: value(field) for name, field in described["fields"].items()})
+    kind = _KINDS[described["type"]]
+    if "static" in described:
+        return kind(**described["static"])
+    return kind(**{name: value(field) for name, field in described["fields"].items()})

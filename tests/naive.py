@@ -151,8 +151,14 @@ def implicit_objective(users, items, x, l2, l2_exponent, a0):
 SIMILARITIES = ("cosine", "adjusted-cosine", "pearson", "jaccard", "dot")
 
 
-def similarities(rows, side, similarity="cosine", weighting="none", shrink=0.0, k1=100.0, b=0.8):
-    """Similarity of every two rows of a dense matrix whose zeros are missing; rows are those of `side`."""
+def similarities(rows, side, similarity="cosine", weighting="none", shrink=0.0, k1=100.0, b=0.8, newcomers=None):
+    """Similarity of every two rows of a dense matrix whose zeros are missing; rows are those of `side`.
+
+    With newcomers, of each of these with each row; what is counted (idf, the mean length) is counted among the rows.
+    """
+    n = len(rows)
+    if newcomers is not None:
+        rows = np.concatenate([rows, newcomers])
     met = rows != 0
     values = rows.astype(np.float64)
 
@@ -165,11 +171,11 @@ def similarities(rows, side, similarity="cosine", weighting="none", shrink=0.0, 
         values = np.where(met, values - means(1), 0)
     elif similarity == "adjusted-cosine":
         values = np.where(met, values - means(0), 0)
-    idf = np.log(len(rows)) - np.log1p(met.sum(0))
+    idf = np.log(n) - np.log1p(met[:n].sum(0))
     if weighting == "tf-idf":
         values = np.sqrt(values) * idf
     elif weighting == "bm25":
-        length = 1 - b + b * values.sum(1) / values.sum(1).mean()
+        length = 1 - b + b * values.sum(1) / values[:n].sum(1).mean()
         values = np.where(met, values * (k1 + 1) / (k1 * length[:, None] + values) * idf, 0)
     dots = values @ values.T
     squares = np.diag(dots)
@@ -274,3 +280,67 @@ def graph_filter(met, rank, alpha):
     vectors = right[:rank][values[:rank] > 1e-9].T
     roots = np.sqrt(np.maximum(items, 1))
     return met @ graph.T @ graph + alpha * (met / roots) @ vectors @ vectors.T * np.sqrt(items)
+
+    found = np.where(below > 0, dots / np.where(below > 0, below, 1), 0)
+    return found if newcomers is None else found[n:, :n]
+
+
+def ranking_row(items, bias, met, others, counts, l2, logistic=None):
+    """The vector of one user at the minimum of a ranking loss, by scipy: `others [n_met, m]` count `counts` each.
+
+    `logistic` None is `bpr`; else `(negatives, whether the user has a bias)`, and the vector's last entry is the bias.
+    """
+    from scipy.optimize import minimize
+
+    items, bias = np.asarray(items, np.float64), np.asarray(bias, np.float64)
+    if logistic is None:
+        directions = (items[met][:, None] - items[others]).reshape(-1, items.shape[1])
+        offsets, weights = (bias[met][:, None] - bias[others]).ravel(), counts.ravel()
+    else:
+        negatives, has_bias = logistic
+        items = np.concatenate([items, np.full((len(items), 1), float(has_bias))], axis=1)
+        directions = np.concatenate([items[met], -items[others.ravel()]])
+        offsets = np.concatenate([bias[met], -bias[others.ravel()]])
+        weights = np.concatenate([np.ones(len(met)), negatives * counts.ravel()])
+
+    def loss(x):
+        s = directions @ x + offsets
+        slope = -weights / (1 + np.exp(s))
+        penalty = l2 * weights.sum()
+        return (weights * np.logaddexp(0, -s)).sum() + penalty / 2 * x @ x, slope @ directions + penalty * x
+
+    return minimize(
+        loss, np.zeros(directions.shape[1]), jac=True, method="L-BFGS-B", options={"ftol": 1e-14, "gtol": 1e-9}
+    ).x
+
+
+def imputed_ratings(users, items, values, shape, kind, missing_users, missing_items):
+    """The rating of each missing cell, mean by mean."""
+    known = np.full(shape, np.nan)
+    known[users, items] = values
+    overall = np.nanmean(known)
+
+    def mean(row):
+        row = row[~np.isnan(row)]
+        return row.mean() if len(row) else overall
+
+    if kind == "global-mean":
+        return np.full(len(missing_users), overall)
+    of_users, of_items = [mean(row) for row in known], [mean(column) for column in known.T]
+    if kind != "regression":
+        return np.array(
+            [
+                of_users[u] if kind == "user-mean" else of_items[i]
+                for u, i in zip(missing_users, missing_items, strict=True)
+            ]
+        )
+    rows = []
+    for u, i in zip(users, items, strict=True):
+        rest = known.copy()
+        rest[u, i] = np.nan
+        rows.append([1.0, mean(rest[u]), mean(rest[:, i])])
+    a = np.array(rows)
+    weights = np.linalg.solve(a.T @ a, a.T @ np.asarray(values, np.float64))
+    return np.array(
+        [weights @ [1.0, of_users[u], of_items[i]] for u, i in zip(missing_users, missing_items, strict=True)]
+    )

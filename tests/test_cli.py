@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import pytest
 
 from affinax import __version__
 from affinax.__main__ import main
+from affinax.recommender import Recommender
 
 FAST = ["--set", "implicit-als.rank=16", "--set", "implicit-als.steps=3"]
 METRICS = {f"{name}_at_10" for name in ("hit_rate", "recall", "precision", "ndcg", "map", "mrr")} | {"seconds"}
@@ -166,6 +168,58 @@ def test_settings(run, files):
     assert "l2=-1 must be finite and at least 0" in _error(run(*evaluate, "l2=-1"))
 
 
+def test_tune(run, files, tmp_path):
+    out, plot = tmp_path / "out" / "trials.json", tmp_path / "plots" / "trials.png"
+    arguments = ["--algorithm", "implicit-als", "--algorithm", "ease", "--algorithm", "popularity", "--steps", 4]
+    arguments += ["--grid", "rank=4,8", "--grid", "implicit-als.l2=0.00001,0.01", "--grid", "ease.l2=5.0,50.0"]
+    arguments += ["--metric", "recall_at_5", "--split", "random", "--seed", 3, "--missing", "drop"]
+    status, text, _ = run("tune", files / "ratings.csv", *arguments, "--json", out, "--plot", plot)
+    assert status == 0, text
+    assert "split at random, seed 3: 230 to train on, 58 to validate" in text
+    for word in ("algorithm", "rank", "l2", "recall_at_5", "step", "seconds", "outcome", "1e-05", "closed form"):
+        assert word in text
+    found = json.loads(out.read_text())
+    assert found["metric"] == "recall_at_5"
+    assert len(found["trials"]) == 7
+    scores = [trial["recall_at_5"] for trial in found["trials"]]
+    assert scores == sorted(scores, reverse=True)
+    best = found["best"]
+    assert best["score"] == scores[0]
+    assert {name: found["trials"][0][name] for name in best["parameters"]} == best["parameters"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    # The command that it names fits the winner.
+    command = shlex.split(text.replace("\n", " ").partition("next: ")[2])
+    assert command[:4] == ["python", "-m", "affinax", "fit"]
+    assert command[-2:] == ["--out", "model"]
+    assert command[command.index("--missing") + 1] == "drop"
+    assert command[command.index("--seed") + 1] == "3"
+    assert run(*command[3:-1], tmp_path / "model")[0] == 0
+    shown = "".join(f", {name}={value!r}" for name, value in best["parameters"].items())
+    steps = f", steps={best['steps']}" if best["steps"] else ""
+    assert f"<Recommender {best['algorithm']}{shown}{steps}" in repr(Recommender.load(tmp_path / "model"))
+
+
+def test_tune_for_ratings_and_wrong_grids(run, files, tmp_path):
+    tune = ["tune", files / "ratings.csv", "--algorithm"]
+    rated = [*tune, "biased-mf", "--metric", "rmse", "--grid", "learning_rate=0.01,1e30", "--grid", "rank=4"]
+    status, text, _ = run(*rated, "--steps", 3, "--plot", tmp_path / "trials.png")
+    assert status == 0
+    assert "diverged" in text
+    assert "1e+30" in text
+    assert "--set learning_rate=0.01" in text
+    assert "--grid 'rank' must be name=value" in _error(run(*tune, "implicit-als", "--grid", "rank"))
+    assert "no algorithm here has the parameter 'ranks'" in _error(run(*tune, "implicit-als", "--grid", "ranks=1"))
+    assert "--grid 'ease.l2=1' is for 'ease'" in _error(run(*tune, "implicit-als", "--grid", "ease.l2=1"))
+    assert "rank='' must be a whole number" in _error(run(*tune, "implicit-als", "--grid", "rank=4,"))
+    assert "l2=-1 must be finite and at least 0" in _error(run(*tune, "implicit-als", "--grid", "l2=0.1,-1"))
+    assert "--steps says how many at most" in _error(run(*tune, "implicit-als", "--grid", "steps=3,4"))
+    assert "metric='ndcg' must be one of" in _error(run(*tune, "popularity", "--metric", "ndcg"))
+    assert "algorithm 'als' must be one of" in _error(run(*tune, "als"))
+    (tmp_path / "plain.csv").write_text("user,item\na,1\nb,2\na,2\n")
+    plain = ["tune", tmp_path / "plain.csv", "--algorithm", "explicit-als"]
+    assert "explicit-als learns from values" in _error(run(*plain))
+
+
 def test_errors_are_one_line(run, files, tmp_path):
     popularity = ["--algorithm", "popularity"]
     assert "No such file" in _error(run("fit", tmp_path / "nowhere.csv", "--out", tmp_path / "m"))
@@ -218,7 +272,7 @@ def test_usage_errors(run, files):
     assert (status, text.strip()) == (0, __version__)
     status, text, _ = run("--help")
     assert status == 0
-    for command in ("demo", "fit", "recommend", "evaluate", "doctor"):
+    for command in ("demo", "fit", "recommend", "evaluate", "tune", "doctor"):
         assert command in text
 
 

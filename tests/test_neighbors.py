@@ -12,7 +12,7 @@ import scipy.sparse
 
 from affinax.engine.data import InteractionError, Interactions
 from affinax.engine.evaluation import evaluate, evaluate_sampled
-from affinax.engine.neighbors import cosine_similarity, ease, item_knn, item_weights, rp3beta, user_knn
+from affinax.engine.neighbors import cosine_similarity, ease, item_knn, item_weights, random, rp3beta, user_knn
 from affinax.engine.retrieval import recommend, similar_items, with_history
 from affinax.kernels.csr import CSR
 
@@ -178,6 +178,75 @@ def test_newcomers_with_the_history_of_users_get_the_same(x, build):
         recommend(model, np.arange(5), 6, history=some),
     ):
         np.testing.assert_array_equal(answers[0], recommend(model, np.arange(5), 6)[0])
+
+
+@pytest.mark.parametrize("options", SIMILARITIES, ids=lambda o: "-".join(map(str, o.values())))
+def test_newcomers_find_their_nearest_users(x, options):
+    """Against the dense matrix with the newcomers below it, weighed as the users above are."""
+    dense = x.to_scipy().toarray().astype(np.float64)
+    rng = np.random.default_rng(5)
+    new = np.where(rng.random((4, N_ITEMS)) < 0.2, rng.integers(1, 6, (4, N_ITEMS)), 0).astype(np.float64)
+    new[1], new[3] = 0, dense[2]
+    model = with_history(user_knn(x, neighbors=200, **options), scipy.sparse.csr_array(new.astype(np.float32)))
+    assert model.n_users == 4
+    expected = naive.similarities(dense, side="users", newcomers=new, **options)
+    expected = np.where(expected > 0, expected, 0)
+    np.testing.assert_allclose(dense_of(model.neighbors, N_USERS), expected, rtol=2e-4, atol=2e-5)
+    ids, scores = recommend(model, np.arange(4), 6, seen=Interactions.from_scipy(scipy.sparse.csr_array(new)))
+    totals = dense_of(model.neighbors, N_USERS) @ dense
+    _, best = naive.best(np.where(totals > 0, totals, -np.inf), 6, [np.flatnonzero(row) for row in new])
+    np.testing.assert_allclose(scores, best, rtol=1e-3, atol=1e-4)
+    assert (np.asarray(ids)[1] == -1).all()  # nobody is near to someone without a history
+
+
+def test_newcomers_who_equal_users_find_these_first(x):
+    model, some = user_knn(x, neighbors=5), x.select(x.users < 6)
+    newcomers = with_history(model, some)
+    first = np.asarray(newcomers.neighbors.indptr)[:6]
+    np.testing.assert_array_equal(np.asarray(newcomers.neighbors.indices)[first], np.arange(6))
+    ids, _ = recommend(model, np.arange(6), 4, history=some, seen=some)
+    jitted, _ = jax.jit(recommend, static_argnames="k")(newcomers, jnp.arange(6), k=4, seen=some.to_device())
+    np.testing.assert_array_equal(jitted, ids)
+    alone, _ = recommend(model, [0], 4, history=some.select(some.users == 0), seen=some)
+    np.testing.assert_array_equal(alone[0], ids[0])
+    with pytest.raises(NotImplementedError, match="call with_history outside jit"):
+        jax.jit(lambda m, h: with_history(m, h))(model, some.to_device())
+
+
+def test_newcomers_of_user_knn_do_as_well_as_its_users(movielens_100k):
+    train, test = movielens_100k.with_values(None).split("random", test_fraction=0.2)
+    new = np.random.default_rng(0).permutation(train.n_users)[:200]
+    test = test.select(np.isin(test.users, new))
+    known = train.select(~np.isin(train.users, new))
+    names = {"train": train, "names": ("ndcg",)}
+    trained = evaluate(user_knn(train), test, **names).means["ndcg_at_10"]
+    folded = evaluate(with_history(user_knn(known), train), test, **names).means["ndcg_at_10"]
+    assert folded > 0.93 * trained
+
+
+def test_random_orders():
+    x = Interactions.from_coo([0], [6], n_users=400)
+    model = random(x, key=jax.random.key(0))
+    ids = np.asarray(recommend(model, np.arange(400), 7)[0])
+    assert (np.sort(ids, axis=1) == np.arange(7)).all()
+    np.testing.assert_array_equal(ids, recommend(random(x, key=jax.random.key(0)), np.arange(400), 7)[0])
+    np.testing.assert_array_equal(ids[[5, 9]], recommend(model, [5, 9], 7)[0])
+    assert (ids != np.asarray(recommend(random(x, key=jax.random.key(1)), np.arange(400), 7)[0])).any(1).mean() > 0.99
+    # Over keys, each item is as often at each place: 2,000 of 7 at 286, 16 standard deviations from 0 and 572.
+    firsts = np.array([recommend(random(x, key=jax.random.key(k)), [k], 7)[0][0] for k in range(500)])
+    counts = np.stack([np.bincount(place, minlength=7) for place in firsts.T])
+    np.testing.assert_allclose(counts / 500, 1 / 7, atol=0.08)
+
+
+def test_random_is_worth_what_chance_is(movielens_100k):
+    train, test = movielens_100k.split("random", test_fraction=0.2)
+    found = evaluate(random(train, key=jax.random.key(0)), test, train=train, names=("precision",)).means
+    tested = np.diff(test.indptr) > 0
+    tested &= np.diff(train.indptr) > 0
+    chance = np.diff(test.indptr)[tested] / (train.n_items - np.diff(train.indptr)[tested])
+    assert found["precision_at_10"] == pytest.approx(chance.mean(), rel=0.25)
+    newcomers = recommend(random(train, key=jax.random.key(0)), [0, 1], 5, history=test, seen=test)[0]
+    assert (np.asarray(newcomers) >= 0).all()
 
 
 def test_similar_items_are_the_weights(x):

@@ -273,11 +273,13 @@ def test_saved_and_loaded(algorithm, data, tmp_path):
         assert loaded.dtype == value.dtype
         np.testing.assert_array_equal(loaded, value)
     assert again.recommend(["user 3", "user 0"]).equals(rec.recommend(["user 3", "user 0"]))
-    if algorithm not in ("bpr", "logistic-mf", "user-knn"):
-        assert again.recommend(history=[TITLES[2]]).equals(rec.recommend(history=[TITLES[2]]))
-    if algorithm not in ("popularity", "user-knn"):
+    newcomer = rec.recommend(history=[TITLES[2], TITLES[4]])
+    assert len(newcomer) > 0
+    assert not set(newcomer["item"]) & {2, 4}
+    assert again.recommend(history=[TITLES[2], TITLES[4]]).equals(newcomer)
+    if algorithm not in ("popularity", "random", "user-knn"):
         assert again.similar_items(2).equals(rec.similar_items(2))
-    if algorithm in ("biased-mf", "explicit-als", "implicit-als"):
+    if vectors:
         np.testing.assert_array_equal(again.fold_in([2, 4]), rec.fold_in([2, 4]))
     again.save(tmp_path / "second")
     assert afx.Recommender.load(tmp_path / "second").recommend("user 3").equals(rec.recommend("user 3"))
@@ -308,17 +310,29 @@ def test_popularity_says_what_it_cannot_do(data):
 
 def test_user_knn_says_what_it_cannot_do(data):
     rec = afx.Recommender("user-knn").fit(data)
-    with pytest.raises(ValueError, match="user-knn compares whole users: it has no answer to a history"):
-        rec.recommend(history=[2])
     with pytest.raises(ValueError, match="user-knn has neither item vectors nor item-item weights"):
         rec.similar_items(2)
+    with pytest.raises(ValueError, match="user-knn has no vectors to fold a history into"):
+        rec.fold_in([2])
 
 
-@pytest.mark.parametrize("algorithm", ["bpr", "logistic-mf"])
-def test_ranking_by_gradient_says_that_it_has_no_rows_for_newcomers(algorithm, data):
-    rec = afx.Recommender(algorithm, rank=RANK, steps=1).fit(data)
-    with pytest.raises(ValueError, match="no least-squares objective"):
-        rec.recommend(history=[2])
+@pytest.mark.parametrize("algorithm", ["bpr", "logistic-mf", "user-knn"])
+def test_newcomers_get_films_of_their_own_camp(algorithm, data):
+    options = {} if algorithm == "user-knn" else {"rank": RANK, "steps": 60, "learning_rate": 0.1, "l2": 1e-3}
+    rec = afx.Recommender(algorithm, **options).fit(data)
+    for camp in (0, 1):
+        found = rec.recommend(history=[camp, camp + 4, camp + 8, camp + 10], k=3)
+        assert (found["item"] % 2 == camp).all(), found
+
+
+def test_chance_is_by_the_seed(data):
+    def items(seed):
+        return afx.Recommender("random", seed=seed).fit(data).recommend("user 0")["item"].to_list()
+
+    assert items(1) == items(1)
+    assert items(1) != items(2)
+    with pytest.raises(ValueError, match="random has no parameter 'key'; it has none"):
+        afx.Recommender("random", key=3)
 
 
 def test_evaluation_of_frames_and_files(data, tmp_path):

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from affinax.engine.errors import DivergenceError
+from affinax.engine.data import Interactions
+from affinax.engine.errors import DivergenceError, InteractionError
+from affinax.engine.evaluation import evaluate
 from affinax.engine.factorization import biased_mf, bpr, fit, implicit_als, logistic_mf, svd_plus_plus
-from affinax.engine.retrieval import fold_in, predict, recommend, with_history
+from affinax.engine.retrieval import fold_in, predict, ranking_rows, recommend, with_history
 from affinax.kernels import sampling, sgd
 from affinax.kernels import svd_plus_plus as feedback_kernel
 from affinax.kernels.csr import CSR
@@ -267,7 +269,93 @@ class TestEveryAlgorithm:
             build(**options)
 
 
-def test_newcomers_get_the_least_squares_row_of_rating_models_alone():
+@each_ranker
+@pytest.mark.parametrize("options", [{}, {"popularity_exponent": 0.75}, {"biases": False}], ids=str)
+def test_newcomers_are_at_the_minimum_of_their_loss(build, options):
+    """Against scipy, on the very negatives."""
+    x, _ = checkerboard()
+    state, _ = fit(build(**options), x, key=KEY, steps=20, progress=False)
+    rows, key = x.to_device().by_user, jax.random.key(5)
+    users, bias = ranking_rows.fold_in_by_ranking(state, rows, key, iterations=20)
+    objective, n = state.objective, ranking_rows._NEGATIVES
+    sequence = np.asarray(ranking_rows._sequence(key, objective.popularity, x.n_items))
+    for user in (0, 7, 12):
+        met = np.asarray(x.items_of(user))
+        others = sequence[(np.arange(len(met))[:, None] * n + np.arange(n)) % len(sequence)]
+        counts = np.where(np.isin(others, met), 0, 1 / n)
+        logistic = None if build is RANKERS["bpr"] else (3, options.get("biases", True))
+        expected = naive.ranking_row(state.items, state.item_bias, met, others, counts, float(objective.l2), logistic)
+        found = np.append(users[user], bias[user]) if logistic else users[user]
+        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-3)
+    np.testing.assert_allclose(fold_in(state, x, key=key), users, rtol=0.1, atol=0.1)  # in 8 steps
+
+
+@each_ranker
+def test_newcomers_recover_what_was_planted(build):
+    """Users who were not there in training are told apart as well as those who were."""
+    x, hidden = checkerboard(n_users=80)
+    trained = x.users < 40
+    state, _ = fit(build(), x.select(trained), key=KEY, steps=60, progress=False)
+    history = x.select(~trained)
+    ids = np.asarray(recommend(state, np.arange(40, 80), 1, history=history, seen=history)[0])[:, 0]
+    of_new = hidden.reshape(x.shape)[40:]
+    some = of_new.any(1)
+    assert of_new[np.arange(40), ids][some].mean() > 0.85
+
+
+@each_ranker
+def test_newcomers_alone_and_in_blocks_are_the_same(build, monkeypatch):
+    x, _ = checkerboard()
+    x = x.select(x.users != 3)
+    state, _ = fit(build(), x, key=KEY, steps=10, progress=False)
+    together = with_history(state, x, key=KEY)
+    assert not np.asarray(together.users[3]).any()
+    assert not np.asarray(together.user_bias[3]).any()
+    monkeypatch.setattr(ranking_rows, "_AT_ONCE", 8_000)
+    for other in (with_history(state, x, key=KEY), jax.jit(with_history)(state, x.to_device(), key=KEY)):
+        np.testing.assert_allclose(other.users, together.users, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(other.user_bias, together.user_bias, rtol=1e-3, atol=1e-4)
+    one = Interactions.from_coo(np.zeros(len(x.items_of(8)), int), x.items_of(8), n_items=x.n_items)
+    np.testing.assert_allclose(fold_in(state, one, key=KEY)[0], together.users[8], rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(fold_in(state, x, key=KEY), fold_in(state, x, key=KEY))
+    assert not np.allclose(fold_in(state, x, key=jax.random.key(1)), together.users, atol=1e-4)
+    reference = fold_in(state, x, key=KEY, implementation="reference")
+    np.testing.assert_allclose(reference, together.users, rtol=1e-2, atol=1e-3)
+    everything = Interactions.from_coo(np.zeros(x.n_items, int), np.arange(x.n_items))
+    assert np.isfinite(np.asarray(fold_in(state, everything))).all()  # no negatives are left
+
+
+@each_ranker
+def test_newcomers_that_a_ranking_loss_cannot_have(build):
+    x, _ = checkerboard()
+    state, _ = fit(build(), x, key=KEY, steps=1, progress=False)
+    with pytest.raises(ValueError, match="a ranking loss has vectors for new users alone"):
+        fold_in(state, x.to_device().by_item, side="items")
+    with pytest.raises(ValueError, match="a ranking loss has vectors for new users alone, and no gramian"):
+        fold_in(state, x, gram=jnp.zeros((4, 4)))
+    with pytest.raises(InteractionError, match="item 30 is outside"):
+        fold_in(state, Interactions.from_coo([0], [30]))
+    state, _ = fit(build(l2=0.0), x, key=KEY, steps=1, progress=False)
+    with pytest.raises(ValueError, match=r"l2=0: the vector of a newcomer may have no finite minimum; train with l2"):
+        fold_in(state, x)
+
+
+def test_newcomers_do_as_well_as_those_who_were_trained(movielens_100k):
+    train, test = movielens_100k.with_values(None).split("random", test_fraction=0.2)
+    new = np.isin(train.users, np.random.default_rng(0).permutation(train.n_users)[:200])
+    test = test.select(np.isin(test.users, train.users[new]))
+    for algorithm in (bpr(16, learning_rate=0.1), logistic_mf(16, learning_rate=0.05)):
+        whole, _ = fit(algorithm, train, key=KEY, steps=12, progress=False)
+        known, _ = fit(algorithm, train.select(~new), key=KEY, steps=12, progress=False)
+        trained, folded, nobody = (
+            evaluate(model, test, train=train.select(new), names=("ndcg",)).means["ndcg_at_10"]
+            for model in (whole, with_history(known, train.select(new)), known)
+        )
+        assert folded > 0.93 * trained, algorithm.name
+        assert folded > 1.2 * nobody
+
+
+def test_newcomers_get_the_least_squares_row_of_rating_models():
     x, _ = planted()
     state, _ = fit(biased_mf(3, l2=0.05), x, key=KEY, steps=3, progress=False)
     items, values = x.items_of(2), x.values[x.indptr[2] : x.indptr[3]]
@@ -278,9 +366,6 @@ def test_newcomers_get_the_least_squares_row_of_rating_models_alone():
     als = implicit_als(3)
     with pytest.raises(ValueError, match="was not made by biased_mf, bpr or logistic_mf"):
         bpr(3).step(KEY, als.init(KEY, x.to_device()), x.to_device())
-    ranking, _ = fit(bpr(3), x, key=KEY, steps=1, progress=False)
-    with pytest.raises(ValueError, match="no least-squares objective"):
-        fold_in(ranking, x)
 
 
 def test_an_unknown_loss_is_refused(rows):

@@ -6,13 +6,14 @@ from .als import explicit_als, implicit_als
 from .baseline import Baseline, baseline_estimates
 from .feedback import FeedbackFactors, svd_plus_plus
 from .fitting import History, fit
-from .objectives import ExplicitObjective, ImplicitObjective, RankingSgd, RatingSgd
+from .objectives import BprSgd, ExplicitObjective, ImplicitObjective, LogisticSgd, RatingSgd
 from .sgd import biased_mf, bpr, logistic_mf
 from .svd import randomized_svd
 
 __all__ = [
     "Algorithm",
     "Baseline",
+    "BprSgd",
     "DivergenceError",
     "ExplicitObjective",
     "Factors",
@@ -20,7 +21,7 @@ __all__ = [
     "History",
     "ImplicitObjective",
     "Info",
-    "RankingSgd",
+    "LogisticSgd",
     "RatingSgd",
     "baseline_estimates",
     "biased_mf",

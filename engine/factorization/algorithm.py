@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
 from ...kernels.csr import SparseMatrix
-from .objectives import ExplicitObjective, ImplicitObjective, RankingSgd, RatingSgd
+from .objectives import BprSgd, ExplicitObjective, ImplicitObjective, LogisticSgd, RatingSgd
 
 
 class Algorithm(NamedTuple):
@@ -51,7 +51,7 @@ class Factors(NamedTuple):
     user_bias: Float[Array, " n_users"] | None = None
     item_bias: Float[Array, " n_items"] | None = None
     mean: Float[Array, ""] | None = None
-    objective: ExplicitObjective | ImplicitObjective | RankingSgd | RatingSgd | None = None
+    objective: ExplicitObjective | ImplicitObjective | RatingSgd | BprSgd | LogisticSgd | None = None
 
     @property
     def n_users(self) -> int:

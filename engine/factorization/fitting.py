@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from jaxtyping import PRNGKeyArray
 from ...kernels.csr import SparseMatrix
 from ..data.interactions import Interactions
 from ..errors import DivergenceError
+from ..progress import Progress
 from .algorithm import Algorithm, Info
 
 
@@ -83,7 +83,7 @@ def fit(
     step = _guarded(algorithm.step)
     losses, seconds, scores = [], [], []
     best, best_score, stopped = None, -np.inf, "steps"
-    with _Progress(algorithm.name, steps, progress) as bar:
+    with Progress(algorithm.name, steps, progress) as bar:
         for number, step_key in enumerate(jax.random.split(key, steps), start=1):
             began = time.perf_counter()
             state, info = step(step_key, state, data)
@@ -96,7 +96,7 @@ def fit(
                 scores.append(float(validate(state)))
                 if scores[-1] > best_score:
                     best, best_score = jax.tree.map(jnp.array, state), scores[-1]
-            bar.advance(losses[-1] / max(nnz, 1), nnz / seconds[-1], scores)
+            bar.advance(_status(losses[-1] / max(nnz, 1), nnz / seconds[-1], scores))
             if callback is not None and callback(number, state, info):
                 stopped = "callback"
             elif validate is not None and number - 1 - int(np.argmax(scores)) >= patience:
@@ -150,34 +150,7 @@ def _divergence(algorithm: Algorithm, number: int, info: Info, state: Any, data:
     )
 
 
-class _Progress:
-    """A progress bar with loss and speed, or nothing."""
-
-    def __init__(self, name: str, steps: int, shown: bool | None):
-        self._bar = None
-        if sys.stderr.isatty() if shown is None else shown:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-            columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"))
-            columns = (TextColumn(columns[0]), *columns[1:], TimeElapsedColumn())
-            self._bar = Progress(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task(name, total=steps, status="compiling")
-
-    def __enter__(self) -> _Progress:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def advance(self, loss: float, speed: float, scores: list[float]) -> None:
-        if self._bar is None:
-            return
-        unit, scale = ("M", 1e6) if speed >= 1e6 else ("k", 1e3)
-        status = f"loss {loss:.4f}  {speed / scale:.1f} {unit} interactions/s"
-        if scores:
-            status += f"  validation {scores[-1]:.4f}"
-        self._bar.update(self._task, advance=1, status=status)
+def _status(loss: float, speed: float, scores: list[float]) -> str:
+    unit, scale = ("M", 1e6) if speed >= 1e6 else ("k", 1e3)
+    validation = f"  validation {scores[-1]:.4f}" if scores else ""
+    return f"loss {loss:.4f}  {speed / scale:.1f} {unit} interactions/s{validation}"

@@ -78,8 +78,28 @@ class RatingSgd(NamedTuple):
         return ExplicitObjective(self.l2, self.l2_exponent).terms(values)
 
 
-class RankingSgd(NamedTuple):
-    """A ranking loss of sampled negatives and l2, by steps of the learning rate; no least squares."""
+class BprSgd(NamedTuple):
+    """`softplus(s(u, j) - s(u, i))` of interactions i and sampled negatives j, and l2; no least squares.
+
+    `popularity` is how often each item is drawn as a negative, relatively; None is alike.
+    """
 
     learning_rate: Float[Array, ""]
     l2: Float[Array, ""]
+    popularity: Float[Array, " n_items"] | None = None
+
+
+class LogisticSgd(NamedTuple):
+    """`softplus(-s(u, i))` of interactions, `softplus(s(u, j))` of the `negatives` sampled for each, and l2.
+
+    `user_biases` is 1 where users have a bias, 0 where not; `popularity` as of `BprSgd`.
+    """
+
+    learning_rate: Float[Array, ""]
+    l2: Float[Array, ""]
+    negatives: Float[Array, ""]
+    user_biases: Float[Array, ""]
+    popularity: Float[Array, " n_items"] | None = None
+
+
+RankingSgd = BprSgd | LogisticSgd

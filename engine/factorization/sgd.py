@@ -14,10 +14,10 @@ from ...kernels import sampling, sgd
 from ...kernels.csr import CSR, SparseMatrix
 from ...kernels.op import Implementation
 from .algorithm import Algorithm, Factors, Info
-from .objectives import RankingSgd, RatingSgd
+from .objectives import BprSgd, LogisticSgd, RankingSgd, RatingSgd
 from .parts import check_shape_parameters, info_of, random_rows, require_at_least, scalar
 
-_Objective = TypeVar("_Objective", RatingSgd, RankingSgd)
+_Objective = TypeVar("_Objective", RatingSgd, BprSgd, LogisticSgd)
 
 
 def biased_mf(
@@ -122,9 +122,9 @@ def bpr(
     Source: Rendle, Freudenthaler, Gantner, Schmidt-Thieme 2009, "BPR: Bayesian Personalized Ranking from Implicit
     Feedback".
     """
-    objective = _objective(RankingSgd, learning_rate, l2)
-    step = _ranking_step("bpr", negatives, popularity_exponent, biases, hogwild, implementation)
-    return _ranking("BPR", rank, init_std, objective, step)
+    objective = _objective(BprSgd, learning_rate, l2)
+    step = _ranking_step("bpr", negatives, biases, hogwild, implementation)
+    return _ranking("BPR", rank, init_std, objective, popularity_exponent, step)
 
 
 def logistic_mf(
@@ -149,22 +149,20 @@ def logistic_mf(
 
     Source: Rendle, Krichene, Zhang, Anderson 2020, "Neural Collaborative Filtering vs. Matrix Factorization Revisited".
     """
-    objective = _objective(RankingSgd, learning_rate, l2)
-    step = _ranking_step("logistic", negatives, popularity_exponent, biases, hogwild, implementation)
-    return _ranking("logistic MF", rank, init_std, objective, step)
+    objective = _objective(LogisticSgd, learning_rate, l2, negatives=scalar(negatives), user_biases=scalar(biases))
+    step = _ranking_step("logistic", negatives, biases, hogwild, implementation)
+    return _ranking("logistic MF", rank, init_std, objective, popularity_exponent, step)
 
 
 @functools.cache
 def _ranking_step(
     loss: sgd.Loss,
     negatives: int,
-    popularity_exponent: float,
     biases: bool,
     hogwild: bool,
     implementation: Implementation,
 ) -> Callable[..., tuple[Factors, Info]]:
     require_at_least(1, negatives=negatives)
-    require_at_least(0, popularity_exponent=popularity_exponent)
 
     def step(key: PRNGKeyArray, state: Factors, data: SparseMatrix) -> tuple[Factors, Info]:
         order_key, negative_key = jax.random.split(key)
@@ -172,9 +170,7 @@ def _ranking_step(
         order = sampling.permutation(order_key, rows.nnz, implementation=implementation)
         users = jnp.arange(rows.n_rows, dtype=jnp.int32)
         of_entry = jnp.repeat(users, jnp.diff(rows.indptr), total_repeat_length=rows.nnz)
-        weights = None
-        if popularity_exponent:
-            weights = jnp.diff(data.by_item.indptr).astype(jnp.float32) ** popularity_exponent
+        weights = getattr(state.objective, "popularity", None)
         drawn = sampling.negatives(
             negative_key, rows, of_entry[order], n_items, negatives, weights=weights, implementation=implementation
         )
@@ -184,12 +180,21 @@ def _ranking_step(
 
 
 def _ranking(
-    name: str, rank: int, init_std: float, objective: RankingSgd, step: Callable[..., tuple[Factors, Info]]
+    name: str,
+    rank: int,
+    init_std: float,
+    objective: RankingSgd,
+    popularity_exponent: float,
+    step: Callable[..., tuple[Factors, Info]],
 ) -> Algorithm:
     check_shape_parameters(rank, init_std)
+    require_at_least(0, popularity_exponent=popularity_exponent)
 
     def init(key: PRNGKeyArray, data: SparseMatrix) -> Factors:
-        return _start(key, data, rank, init_std, scalar(0.0), objective)
+        popularity = None
+        if popularity_exponent:
+            popularity = jnp.diff(data.by_item.indptr).astype(jnp.float32) ** popularity_exponent
+        return _start(key, data, rank, init_std, scalar(0.0), objective._replace(popularity=popularity))
 
     return Algorithm(init, step, name)
 
@@ -236,6 +241,6 @@ def _sweep(
     return state._replace(**new._asdict()), info_of(total, new.users, new.items)
 
 
-def _objective(kind: type[_Objective], learning_rate: Any, l2: Any) -> _Objective:
+def _objective(kind: type[_Objective], learning_rate: Any, l2: Any, **further: Array) -> _Objective:
     require_at_least(0, learning_rate=learning_rate, l2=l2)
-    return kind(scalar(learning_rate), scalar(l2))
+    return kind(scalar(learning_rate), scalar(l2), **further)

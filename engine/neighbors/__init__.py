@@ -1,6 +1,6 @@
 """Recommenders that compare users or items, or count them."""
 
-from .counts import Popularity, popularity
+from .counts import Popularity, Random, popularity, random
 from .graph import rp3beta
 from .graph_filter import GraphFilter, gf_cf
 from .item_weights import ease
@@ -14,6 +14,7 @@ __all__ = [
     "ItemRatings",
     "ItemWeights",
     "Popularity",
+    "Random",
     "UserNeighbors",
     "UserRatings",
     "cosine_similarity",
@@ -22,6 +23,7 @@ __all__ = [
     "item_knn",
     "knn_baseline",
     "popularity",
+    "random",
     "rp3beta",
     "user_knn",
 ]

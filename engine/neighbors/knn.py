@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from ...kernels.csr import CSR
 from ...kernels.op import Implementation
-from ...kernels.sparse_top_k import Similarity
 from ..data.interactions import Interactions
-from .lists import nearest_rows
+from .comparison import Comparison, nearest
 from .models import ItemWeights, UserNeighbors
-from .weighting import SIMILARITIES, WEIGHTINGS, row_sizes, weighted_values
 
 
 def item_knn(
@@ -50,7 +45,8 @@ def item_knn(
     >>> item_knn(x, neighbors=2).weights.indices.tolist()
     [1, 0]
     """
-    weights = _nearest(interactions, "items", neighbors, similarity, weighting, shrink, k1, b, implementation)
+    how = Comparison(neighbors, similarity, weighting, shrink, k1, b)
+    weights = nearest(interactions, "items", how, implementation=implementation)
     return ItemWeights(interactions.to_device().by_user, weights)
 
 
@@ -77,46 +73,6 @@ def user_knn(
     >>> user_knn(x).neighbors.indices.tolist()
     [1, 0]
     """
-    nearest = _nearest(interactions, "users", neighbors, similarity, weighting, shrink, k1, b, implementation)
-    return UserNeighbors(nearest, interactions.to_device())
-
-
-def _nearest(
-    x: Interactions,
-    side: str,
-    neighbors: int,
-    similarity: str,
-    weighting: str,
-    shrink: float,
-    k1: float,
-    b: float,
-    implementation: Implementation,
-) -> CSR:
-    """The nearest rows of one side to each of its rows, itself left out, with their similarities."""
-    _check(neighbors, similarity, weighting, shrink, k1, b)
-    values = weighted_values(x, side, similarity, weighting, k1, b)
-    sizes = row_sizes(x, side, similarity, values)
-    kind: Similarity = "jaccard" if similarity == "jaccard" else "shrunk"
-    if similarity != "jaccard" and shrink == 0:
-        row = x.users if side == "users" else x.items
-        values = values / np.where(sizes > 0, sizes, 1)[row]
-        kind = "product"
-    by_user, by_item = x.with_values(values).to_device()
-    queries, table = (by_user, by_item) if side == "users" else (by_item, by_user)
-    return nearest_rows(
-        queries, table, neighbors, similarity=kind, sizes=sizes, shrink=shrink, implementation=implementation
-    )
-
-
-def _check(neighbors: int, similarity: str, weighting: str, shrink: float, k1: float, b: float) -> None:
-    if neighbors < 1:
-        raise ValueError(f"{neighbors=} must be at least 1")
-    for name, value, accepted in (("similarity", similarity, SIMILARITIES), ("weighting", weighting, WEIGHTINGS)):
-        if value not in accepted:
-            raise ValueError(f"{name}={value!r} must be one of {accepted}")
-    if weighting != "none" and similarity not in ("cosine", "dot"):
-        raise ValueError(f'{weighting=} goes with similarity "cosine" or "dot", not {similarity!r}')
-    if not (shrink >= 0 and np.isfinite(shrink)) or (similarity == "dot" and shrink):
-        raise ValueError(f'{shrink=} must be at least 0, and 0 with similarity "dot"')
-    if not (k1 > 0 and 0 <= b <= 1):
-        raise ValueError(f"{k1=} must be above 0 and {b=} in [0, 1]")
+    how = Comparison(neighbors, similarity, weighting, shrink, k1, b)
+    found = nearest(interactions, "users", how, implementation=implementation)
+    return UserNeighbors(found, interactions.to_device(), how)

@@ -22,6 +22,8 @@ def nearest_rows(
     *,
     similarity: sparse_top_k.Similarity = "product",
     sizes: np.ndarray | None = None,
+    query_sizes: np.ndarray | None = None,
+    n_columns: int | None = None,
     shrink: float = 0.0,
     implementation: Implementation = "auto",
 ) -> CSR:
@@ -29,40 +31,44 @@ def nearest_rows(
 
     Args:
         queries: `[n, m]`.
-        table: `[m, n]`.
+        table: `[m, n]`; or `[m, n_columns]`, if that is given: its columns then are rows of others, none left out.
         neighbors: Kept for each row, at least 1; those of similarity 0 or less are not.
         similarity: See `kernels.sparse_top_k.search`, and so are
-        sizes: these, `[n]`, and
+        sizes: these, `[n]` or `[n_columns]`, and
+        query_sizes: these, `[n]`, where the columns are others, and
+        n_columns: their number, and
         shrink: this.
         implementation: See `kernels.op.dispatch`.
 
     Returns:
-        `[n, n]` sparse similarities, each row best first.
+        `[n, n]` (or `[n, n_columns]`) sparse similarities, each row best first.
 
     Raises:
         ValueError: `neighbors` below 1.
     """
     if neighbors < 1:
         raise ValueError(f"{neighbors=} must be at least 1")
-    n_rows = queries.n_rows
-    on_device = None if sizes is None else jnp.asarray(sizes, jnp.float32)
+    n_rows, themselves = queries.n_rows, n_columns is None
+    n_columns = n_rows if n_columns is None else n_columns
+    query_sizes = sizes if themselves else query_sizes
+    of_queries, of_columns = (None if s is None else jnp.asarray(s, jnp.float32) for s in (query_sizes, sizes))
 
     def search(rows: Int32[Array, " batch"]) -> tuple[Array, Array]:
         return sparse_top_k.search(
             queries,
             rows,
             table,
-            min(neighbors, n_rows),
-            n_columns=n_rows,
+            min(neighbors, n_columns),
+            n_columns=n_columns,
             similarity=similarity,
-            query_sizes=on_device,
-            column_sizes=on_device,
+            query_sizes=of_queries,
+            column_sizes=of_columns,
             shrink=shrink,
-            exclude=rows[:, None],
+            exclude=rows[:, None] if themselves else None,
             implementation=implementation,
         )
 
-    return join_lists(search, n_rows, min(neighbors, n_rows))
+    return join_lists(search, n_rows, min(neighbors, n_columns))
 
 
 def join_lists(search: Callable[[Int32[Array, " batch"]], tuple[Array, Array]], n_rows: int, neighbors: int) -> CSR:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from ...kernels.csr import CSR, SparseMatrix
+from ..data.interactions import Interactions
+from .comparison import Comparison, nearest_users
 
 
 class ItemWeights(NamedTuple):
@@ -47,10 +51,12 @@ class UserNeighbors(NamedTuple):
     Attributes:
         neighbors: `[n_users, n_users]`, each user's nearest with their similarities.
         interactions: Those of all users.
+        comparison: How the neighbours were found, and those of newcomers will be.
     """
 
     neighbors: CSR
     interactions: SparseMatrix
+    comparison: Comparison
 
     @property
     def n_users(self) -> int:
@@ -67,3 +73,21 @@ class UserNeighbors(NamedTuple):
     def score_table(self) -> CSR:
         """What users met."""
         return self.interactions.by_user
+
+    def with_history(self, history: CSR) -> UserNeighbors:
+        """The same interactions, and the nearest of their users to those of other histories.
+
+        Raises:
+            NotImplementedError: Histories that are traced.
+        """
+        if isinstance(history.indices, Tracer):
+            raise NotImplementedError(
+                "user_knn compares newcomers on the host: call with_history outside jit and pass the model it returns"
+            )
+        newcomers, x = (_on_the_host(rows, self.n_items) for rows in (history, self.interactions.by_user))
+        return self._replace(neighbors=nearest_users(newcomers, x, self.comparison))
+
+
+def _on_the_host(rows: CSR, n_items: int) -> Interactions:
+    values = np.broadcast_to(np.asarray(rows.values), rows.nnz)
+    return Interactions(np.asarray(rows.indptr, np.int64), np.asarray(rows.indices), n_items, values)

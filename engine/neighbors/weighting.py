@@ -10,7 +10,9 @@ SIMILARITIES = ("cosine", "adjusted-cosine", "pearson", "jaccard", "dot")
 WEIGHTINGS = ("none", "tf-idf", "bm25")
 
 
-def weighted_values(x: Interactions, side: str, similarity: str, weighting: str, k1: float, b: float) -> np.ndarray:
+def weighted_values(
+    x: Interactions, side: str, similarity: str, weighting: str, k1: float, b: float, *, among: Interactions
+) -> np.ndarray:
     """Values `[nnz]` in float64 to be multiplied when rows of one side are compared.
 
     With f the value, and the rows of `side` compared over their entries on the other side:
@@ -18,24 +20,27 @@ def weighted_values(x: Interactions, side: str, similarity: str, weighting: str,
     - "adjusted-cosine" takes each user's mean off, "pearson" the mean of each compared row;
     - "jaccard" takes 1 for every interaction;
     - "tf-idf": `sqrt(f) idf`, `idf = ln(rows) - ln(1 + entries of the other side's)`;
-    - "bm25": `idf f (k1 + 1) / (f + k1 (1 - b + b total(row) / mean total))`.
+    - "bm25": `idf f (k1 + 1) / (f + k1 (1 - b + b total(row) / mean total))`;
+
+    rows, entries of the other side's and the mean total are counted in `among`: x itself, or what its rows come to.
 
     Source: Robertson, Walker et al. 1994, "Okapi at TREC-3"; the forms are those of the `implicit` library.
     """
     values = np.ones(x.nnz) if x.values is None or similarity == "jaccard" else x.values.astype(np.float64)
     row, n_rows = (x.users, x.n_users) if side == "users" else (x.items, x.n_items)
-    other, n_others = (x.items, x.n_items) if side == "users" else (x.users, x.n_users)
+    other = x.items if side == "users" else x.users
     if similarity == "adjusted-cosine":
         values = values - _means(x.users, x.n_users, values)[x.users]
     elif similarity == "pearson":
         values = values - _means(row, n_rows, values)[row]
     if weighting == "none":
         return values
-    idf = np.log(n_rows) - np.log1p(np.bincount(other, minlength=n_others))
+    n_among, others = (among.n_users, among.items) if side == "users" else (among.n_items, among.users)
+    idf = np.log(n_among) - np.log1p(np.bincount(others, minlength=x.n_items if side == "users" else x.n_users))
     if weighting == "tf-idf":
         return np.sqrt(values) * idf[other]
-    totals = np.bincount(row, values, n_rows)
-    length = 1 - b + b * totals / totals.mean()
+    total = among.nnz if among.values is None else among.values.sum(dtype=np.float64)
+    length = 1 - b + b * np.bincount(row, values, n_rows) / (total / n_among)
     return values * (k1 + 1) / (k1 * length[row] + values) * idf[other]
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from ...kernels import least_squares
 from ...kernels.csr import CSR, SparseMatrix
@@ -16,6 +17,8 @@ from ..data.interactions import Interactions
 from ..errors import InteractionError
 from ..factorization.algorithm import Factors
 from ..factorization.als import gramian, joined, objective_of, rating_system, ridge, separated
+from ..factorization.objectives import RankingSgd
+from .ranking_rows import fold_in_by_ranking
 
 History = CSR | SparseMatrix | Interactions
 
@@ -26,18 +29,21 @@ def fold_in(
     *,
     side: str = "users",
     gram: Float[Array, "rank rank"] | None = None,
+    key: PRNGKeyArray | None = None,
     implementation: Implementation = "auto",
 ) -> Float[Array, "batch rank"]:
-    """Vectors of new users (or items): one exact half sweep over their histories, all else fixed.
+    """Vectors of new users (or items): the training objective of their histories at its minimum, all else fixed.
 
-    Differentiable in the histories' values and in the model.
+    For a least-squares factorization that is one exact half sweep, differentiable in the histories' values and in the
+    model; for `bpr` and `logistic_mf` (new users only) see `fold_in_by_ranking`.
 
     Args:
-        model: `Factors` of a least-squares factorization.
+        model: `Factors`.
         history: A row for each newcomer: `Interactions`, a scipy sparse matrix `[batch, n_items]`, or a `CSR`
             (for side "items", `[batch, n_users]`).
         side: "users", or "items" for new items from the users who met them.
         gram: `gramian` of the fixed side, to save its computation when few rows are folded in at a time.
+        key: Of the negatives of a ranking loss, `jax.random.key(0)` if None; nothing else is random.
         implementation: See `kernels.op.dispatch`.
 
     Returns:
@@ -45,7 +51,7 @@ def fold_in(
 
     Raises:
         InteractionError: A history that names rows the model does not have.
-        ValueError: The model has no least-squares objective, or `side` is unknown.
+        ValueError: The model has no objective, or `side` is unknown, or a ranking loss with new items or `gram`.
 
     With the explicit objective it is `R V (V^T V + l2 I)^-1`, here with l2 = 1:
 
@@ -56,18 +62,19 @@ def fold_in(
     >>> [round(x, 4) for x in fold_in(model, history)[0].tolist()]
     [1.2, 1.4]
     """
-    rows = _solved(model, history, side, gram, implementation)
-    return separated(rows, model.users.shape[1])[0]
+    return _solved(model, history, side, gram, key, implementation)[0]
 
 
-def with_history(model: Any, history: Any, *, implementation: Implementation = "auto") -> Any:
+def with_history(
+    model: Any, history: Any, *, key: PRNGKeyArray | None = None, implementation: Implementation = "auto"
+) -> Any:
     """The model whose users are the newcomers of `history`, in order: what `recommend` and `predict` take.
 
     Args and Raises: as `fold_in`; a model that reads histories itself, such as `ItemWeights`, gets these.
     """
     if hasattr(model, "with_history"):
         return model.with_history(_as_rows(history, model.n_items, "item"))
-    users, bias = separated(_solved(model, history, "users", None, implementation), model.users.shape[1])
+    users, bias = _solved(model, history, "users", None, key, implementation)
     return model._replace(users=users, user_bias=bias)
 
 
@@ -78,14 +85,27 @@ def fixed_gramian(model: Factors, side: str = "users") -> Float[Array, "rank ran
     return gramian(joined(fixed, bias), objective_of(model))
 
 
-def _solved(model: Factors, history: Any, side: str, gram: Array | None, implementation: Implementation) -> Array:
+def _solved(
+    model: Factors,
+    history: Any,
+    side: str,
+    gram: Array | None,
+    key: PRNGKeyArray | None,
+    implementation: Implementation,
+) -> tuple[Array, Array | None]:
     if side not in ("users", "items"):
         raise ValueError(f'{side=} must be "users" or "items"')
+    if isinstance(model.objective, RankingSgd):
+        if side == "items" or gram is not None:
+            raise ValueError(f"a ranking loss has vectors for new users alone, and no gramian: {side=}, gram={gram}")
+        key = jax.random.key(0) if key is None else key
+        rows = _as_rows(history, model.n_items, "item")
+        return fold_in_by_ranking(model, rows, key, implementation=implementation)
     objective = objective_of(model)
     n_columns = model.n_items if side == "users" else model.n_users
     rows = _as_rows(history, n_columns, "item" if side == "users" else "user")
     table, terms = rating_system(rows, model, side)
-    return least_squares.solve(
+    solved = least_squares.solve(
         rows.indptr,
         rows.indices,
         terms.weights,
@@ -95,7 +115,8 @@ def _solved(model: Factors, history: Any, side: str, gram: Array | None, impleme
         ridge(rows, n_columns, objective),
         solver="cholesky",
         implementation=implementation,
-    ).x
+    )
+    return separated(solved.x, model.users.shape[1])
 
 
 def _as_rows(history: Any, n_columns: int, side: str) -> CSR:
