@@ -12,7 +12,8 @@ import jax
 from .engine.data import Interactions
 from .engine.factorization import biased_mf, bpr, explicit_als, fit, implicit_als, logistic_mf
 from .engine.factorization.fitting import History
-from .engine.neighbors import ease, item_knn, popularity, rp3beta, user_knn
+from .engine.neighbors import content_profiles, ease, item_knn, popularity, rp3beta, user_knn
+from .engine.regression import logistic_recommender, ridge_recommender
 
 
 class Named(NamedTuple):
@@ -34,12 +35,15 @@ class Named(NamedTuple):
 ALGORITHMS = {
     "biased-mf": Named(biased_mf, 20, {"rank": 100}, needs_values=True),
     "bpr": Named(bpr, 100, {"rank": 64}),
+    "content-profiles": Named(content_profiles, 0, {}),
     "ease": Named(ease, 0, {}),
     "explicit-als": Named(explicit_als, 20, {"rank": 16, "l2": 0.1}, needs_values=True),
     "implicit-als": Named(implicit_als, 16, {"rank": 64}),
     "item-knn": Named(item_knn, 0, {}),
     "logistic-mf": Named(logistic_mf, 50, {"rank": 64}),
+    "logistic-regression": Named(logistic_recommender, 0, {}),
     "popularity": Named(popularity, 0, {}),
+    "ridge-regression": Named(ridge_recommender, 0, {}, needs_values=True),
     "rp3beta": Named(rp3beta, 0, {}),
     "user-knn": Named(user_knn, 0, {}),
 }
@@ -59,10 +63,12 @@ def named(name: str) -> Named:
 def parameters_of(name: str) -> dict[str, Any]:
     """The parameters that may be set, with their defaults."""
     algorithm = named(name)
+    # What is handed on from elsewhere, and arrays, which are no settings.
+    held_back = ("interactions", "key", "features")
     names = {
         parameter.name: None if parameter.default is parameter.empty else parameter.default
         for parameter in inspect.signature(algorithm.build).parameters.values()
-        if parameter.name != "interactions"
+        if parameter.name not in held_back
     }
     return {**names, **algorithm.defaults, **({"steps": algorithm.steps} if algorithm.steps else {})}
 
@@ -118,5 +124,7 @@ def train(
         idle = sorted(options.keys() - {"progress"})
         if idle:
             raise ValueError(f"{name} takes no steps, so that {idle} would do nothing")
+        if "key" in inspect.signature(algorithm.build).parameters:
+            built["key"] = jax.random.key(seed)
         return algorithm.build(interactions, **built), None
     return fit(algorithm.build(**built), interactions, key=jax.random.key(seed), steps=steps, **options)

@@ -16,7 +16,8 @@ from .engine.data import Interactions, Vocabulary, clean, read_interactions
 from .engine.errors import InteractionError, ModelFileError
 from .engine.evaluation import Evaluation, evaluate
 from .engine.factorization import Factors, History
-from .engine.neighbors import ItemWeights, UserNeighbors
+from .engine.neighbors import ContentProfiles, ItemWeights, UserNeighbors
+from .engine.regression import PairRegression
 from .engine.retrieval import fold_in, recommend, similar_items, with_history
 from .saved_models import flatten, restore
 
@@ -157,7 +158,7 @@ class Recommender:
             ValueError: A model without item vectors, or an unknown metric.
         """
         item_ids = self.item_ids
-        if not isinstance(self.model, Factors | ItemWeights):
+        if not isinstance(self.model, ContentProfiles | Factors | ItemWeights | PairRegression):
             raise ValueError(f"{self.algorithm} has neither item vectors nor item-item weights to compare")
         asked, many = _listed(items)
         ids, scores = similar_items(self.model, item_ids.resolve(asked), k, metric=metric)
@@ -320,6 +321,8 @@ def _frame(
 def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
     if hasattr(value, "item") and np.ndim(value) == 0:
         return np.asarray(value).item()
     return jnp.dtype(value).name

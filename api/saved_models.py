@@ -8,17 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from .engine.factorization import ExplicitObjective, Factors, ImplicitObjective, RankingSgd, RatingSgd
-from .engine.neighbors import ItemWeights, Popularity, UserNeighbors
+from .engine.neighbors import ContentProfiles, ItemWeights, Popularity, UserNeighbors
+from .engine.regression import PairRegression
 from .kernels.csr import CSR, SparseMatrix
 
 _KINDS = {
     kind.__name__: kind
     for kind in (
         CSR,
+        ContentProfiles,
         ExplicitObjective,
         Factors,
         ImplicitObjective,
         ItemWeights,
+        PairRegression,
         Popularity,
         RankingSgd,
         RatingSgd,

@@ -9,6 +9,10 @@ class InteractionError(ValueError):
     """Interactions, ids or a data file that cannot be used as they are."""
 
 
+class FeatureError(ValueError):
+    """Features, or a design matrix of them, that cannot be used as they are."""
+
+
 class ModelFileError(ValueError):
     """A saved model that is cut short, altered, or not one of ours."""
 

@@ -62,6 +62,12 @@ def contains(
     return (low < end) & (indices[jnp.minimum(low, indices.shape[0] - 1)] == columns)
 
 
+def entries(rows: CSR) -> tuple[Int32[Array, " nnz"], Float[Array, " nnz"]]:
+    """Row and value of each stored entry; jittable."""
+    row = jnp.repeat(jnp.arange(rows.n_rows, dtype=jnp.int32), jnp.diff(rows.indptr), total_repeat_length=rows.nnz)
+    return row, jnp.broadcast_to(rows.values, (rows.nnz,))
+
+
 class SparseMatrix(NamedTuple):
     """The same interactions seen from both sides; what `step` functions train on."""
 

@@ -1,21 +1,34 @@
 """Interactions: reading, cleaning, encoding and splitting."""
 
-from ..errors import InteractionError
+from ..errors import FeatureError, InteractionError
 from .cleaning import clean
+from .columns import kinds_of
+from .features import FeatureEncoder, Features, fit_features, select_features
 from .interactions import Interactions
+from .pairs import PairDesign, pair_design
 from .reading import read_interactions
 from .scaling import ValueScale, fit_scale
+from .side_tables import read_side_table
 from .splitting import split_at_time, split_leave_last, split_random
 from .vocabulary import Vocabulary
 
 __all__ = [
+    "FeatureEncoder",
+    "FeatureError",
+    "Features",
     "InteractionError",
     "Interactions",
+    "PairDesign",
     "ValueScale",
     "Vocabulary",
     "clean",
+    "fit_features",
     "fit_scale",
+    "kinds_of",
+    "pair_design",
     "read_interactions",
+    "read_side_table",
+    "select_features",
     "split_at_time",
     "split_leave_last",
     "split_random",

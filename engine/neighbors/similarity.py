@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from ...kernels.csr import CSR
+from ...kernels.csr import CSR, entries
 
 
 def cosine_similarity(a: Array | CSR, b: Array | CSR, *, n_columns: int | None = None) -> Float[Array, "n m"]:
@@ -44,7 +44,7 @@ def cosine_similarity(a: Array | CSR, b: Array | CSR, *, n_columns: int | None =
 
 def _unit_rows(rows: Array | CSR, width: int) -> Array | CSR:
     if isinstance(rows, CSR):
-        row, values = _entries(rows)
+        row, values = entries(rows)
         squares = jax.ops.segment_sum(values * values, row, rows.n_rows)
         return rows._replace(values=values * _inverse_root(squares)[row])
     return rows * _inverse_root(jnp.sum(rows * rows, axis=1))[:, None]
@@ -55,19 +55,13 @@ def _inverse_root(squares: Array) -> Array:
     return jnp.where(squares > 0, lax.rsqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
 
 
-def _entries(rows: CSR) -> tuple[Array, Array]:
-    """Row and value of each stored entry."""
-    row = jnp.repeat(jnp.arange(rows.n_rows, dtype=jnp.int32), jnp.diff(rows.indptr), total_repeat_length=rows.nnz)
-    return row, jnp.broadcast_to(rows.values, (rows.nnz,))
-
-
 def _dense(rows: Array | CSR, width: int) -> Array:
     if not isinstance(rows, CSR):
         return rows
-    row, values = _entries(rows)
+    row, values = entries(rows)
     return jnp.zeros((rows.n_rows, width), values.dtype).at[row, rows.indices].add(values)
 
 
 def _sparse_times(rows: CSR, table: Array) -> Array:
-    row, values = _entries(rows)
+    row, values = entries(rows)
     return jax.ops.segment_sum(values[:, None] * table[rows.indices], row, rows.n_rows)

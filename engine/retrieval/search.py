@@ -163,7 +163,7 @@ def similar_items(
 
     Args:
         model: Anything with `item_table`, whose biases do not count where it has `items` of its own; or with item-item
-            `weights`, which then are the similarities.
+            `weights`, which then are the similarities; or `ContentProfiles`, whose items have cosines only.
         items: `[batch]` indices.
         k: How many, at least 1.
         metric: "cosine" or "dot" of item vectors.
@@ -190,10 +190,14 @@ def similar_items(
         exclude = as_ids("exclude", exclude, model.n_items, shape=(items.shape[0], None), padded=True)
         own = jnp.concatenate([own, exclude], axis=1)
     if isinstance(model, SparseModel):
+        filters = checked_filters(items.shape[0], model.n_items, None, None, own, allow)
+        if hasattr(model, "item_rows"):  # items by their features
+            return sparse_top_k.search(
+                model.item_rows(), items, model.score_table(), k, n_columns=model.n_items, **filters._asdict()
+            )
         weights = getattr(model, "weights", None)
         if weights is None:
             raise ValueError(f"{type(model).__name__} compares users and has no item-item weights")
-        filters = checked_filters(items.shape[0], model.n_items, None, None, own, allow)
         each = jnp.arange(items.shape[0] + 1, dtype=jnp.int32)
         one_hot = CSR(each, items, jnp.ones(1))
         return sparse_top_k.search(one_hot, each[:-1], weights, k, n_columns=model.n_items, **filters._asdict())
