@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.scipy.linalg import cho_solve
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
 from ..data.features import Features
 from ..errors import DivergenceError, FeatureError
@@ -94,6 +94,7 @@ class Factor(NamedTuple):
 
     lower: Float[Array, "n n"]
     scale: Float[Array, " n"]
+    singular: Bool[Array, ""]
 
     def solve(self, right: Float[Array, "n t"]) -> Float[Array, "n t"]:
         """The inverse times the right sides."""
@@ -104,6 +105,8 @@ class Factor(NamedTuple):
     def own_variance(self) -> Float[Array, " n"]:
         """What is left of each diagonal entry, as a share of it, once the coordinates before it are known."""
         pivots = jnp.diagonal(self.lower) ** 2
+        least = jnp.arange(pivots.shape[0]) == jnp.argmin(pivots)
+        pivots = jnp.where((self.scale == 0) | (self.singular & least), 0.0, pivots)
         return jnp.where(jnp.isfinite(pivots), pivots, -1.0)
 
 
@@ -117,10 +120,13 @@ def factorize(matrix: Float[Array, "n n"], ridge: Array, whole: Float[Array, " n
     diagonal = jnp.where(diagonal > _ZERO * whole, diagonal, 0.0) + ridge
     scale = jnp.where(diagonal > 0, jax.lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1.0)), 0.0)
     unit = matrix * scale[:, None] * scale[None, :]
-    off = unit * (1 - jnp.eye(n, dtype=unit.dtype))
-    # A little more on the diagonal keeps the factor of a singular matrix finite, so that its pivots tell which feature.
-    on = jnp.where(diagonal > 0, 1.0, 0.0) + 2e-7 * (4 + n**0.5)
-    return Factor(jnp.linalg.cholesky(off + jnp.diag(on), symmetrize_input=False), scale)
+    unit = unit * (1 - jnp.eye(n, dtype=unit.dtype)) + jnp.eye(n, dtype=unit.dtype)
+    lower = jnp.linalg.cholesky(unit, symmetrize_input=False)
+    # Of a singular matrix there is no factor; that of one with a little more on the diagonal tells which feature it is.
+    singular = ~jnp.all(jnp.isfinite(lower))
+    more = 1e-6 * (4 + n**0.5) * jnp.eye(n, dtype=unit.dtype)
+    lower = jnp.where(singular, jnp.linalg.cholesky(unit + more, symmetrize_input=False), lower)
+    return Factor(lower, scale, singular)
 
 
 def errors_of(
