@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Bool, Float, Int32
 
+from ...kernels.csr import CSR
 from ..data.features import Features
 from ..errors import DivergenceError, FeatureError
 from .designs import times
@@ -56,7 +57,10 @@ class LinearModel(NamedTuple):
 
     def scores(self, design: Any) -> Float[Array, n_rows * targets]:
         """Predicted values of the rows of a design; log-odds, where the regression is logistic."""
-        design = design.to_device() if isinstance(design, Features) else design
+        if isinstance(design, Features):
+            design = design.to_device()
+        elif not isinstance(design, CSR):
+            design = jnp.asarray(design, jnp.float32)
         several = self.weights.reshape(self.weights.shape[0], -1)
         found = times(design, several) + self.intercept.reshape(1, -1)
         return found.reshape(-1, *self.weights.shape[1:])
