@@ -83,7 +83,7 @@ def fit(
 
     parameters = parse_settings(settings or [], [algorithm])[algorithm]
     tables = {"user_features": user_features, "item_features": item_features}
-    interactions = read_file(file, columns, header, missing, duplicates, **tables)
+    interactions = read_file(file, columns, header, missing, duplicates, None, **tables)
     recommender = Recommender(algorithm, seed=seed, **parameters).fit(interactions)
     recommender.save(out)
     user = shlex.quote(str(recommender.user_ids.ids[0]))
@@ -145,7 +145,7 @@ def evaluate(
 
     parameters = parse_settings(settings or [], algorithm)
     tables = {"user_features": user_features, "item_features": item_features}
-    interactions = read_file(file, columns, header, missing, duplicates, **tables)
+    interactions = read_file(file, columns, header, missing, duplicates, None, **tables)
     if test is None:
         train_part, test_part = split_file(interactions, split, seed)
     else:

@@ -77,7 +77,7 @@ def fit_column(column: pl.Series, kind: str, *, separator: str, max_terms: int |
     values = _values(column, kind, separator, impute)
     imputer = None
     if impute and kind in _IMPUTED:
-        hole = None if kind == "categorical" else np.nan
+        hole: Any = None if kind == "categorical" else np.nan
         imputer = SimpleImputer(strategy=_IMPUTED[kind], missing_values=hole)
         values = imputer.fit_transform(values)
     encoder: Any = None

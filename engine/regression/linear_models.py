@@ -55,7 +55,7 @@ class LinearModel(NamedTuple):
     intercept_error: Float[Array, ...] | None
     progress: Progress
 
-    def scores(self, design: Any) -> Float[Array, n_rows * targets]:
+    def scores(self, design: Any) -> Float[Array, "n_rows ..."]:
         """Predicted values of the rows of a design; log-odds, where the regression is logistic."""
         if isinstance(design, Features):
             design = design.to_device()

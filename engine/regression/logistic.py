@@ -259,7 +259,7 @@ def _lbfgs(problem: _Problem, start: Array, n_features: int, steps: int, finishe
         number, x, inner = state
         value, slope = optax.value_and_grad_from_state(loss)(x, state=inner)
         updates, inner = optimizer.update(slope, inner, x, value=value, grad=slope, value_fn=loss)
-        return number + 1, optax.apply_updates(x, updates), inner
+        return number + 1, x + jnp.asarray(updates), inner
 
     def unfinished(state):
         return (state[0] < steps) & ~finished(problem.slope(scale * state[1], n_features))

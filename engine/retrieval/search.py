@@ -191,9 +191,10 @@ def similar_items(
         own = jnp.concatenate([own, exclude], axis=1)
     if isinstance(model, SparseModel):
         filters = checked_filters(items.shape[0], model.n_items, None, None, own, allow)
-        if hasattr(model, "item_rows"):  # items by their features
+        item_rows = getattr(model, "item_rows", None)
+        if item_rows is not None:  # items by their features
             return sparse_top_k.search(
-                model.item_rows(), items, model.score_table(), k, n_columns=model.n_items, **filters._asdict()
+                item_rows(), items, model.score_table(), k, n_columns=model.n_items, **filters._asdict()
             )
         weights = getattr(model, "weights", None)
         if weights is None:
