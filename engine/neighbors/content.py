@@ -25,12 +25,12 @@ class ContentProfiles(NamedTuple):
     Attributes:
         profiles: A row for each user, of length 1; an empty one for a user without history.
         features: `[n_items, n_features]` rows of length 1: in both orders where most are 0, else dense.
-        lengths: `[n_items]`, those that the rows had.
+        norms: `[n_items]`, those that the rows had.
     """
 
     profiles: CSR
     features: SparseMatrix | Float[Array, "n_items n_features"]
-    lengths: Float[Array, " n_items"]
+    norms: Float[Array, " n_items"]
 
     @property
     def n_users(self) -> int:
@@ -38,7 +38,7 @@ class ContentProfiles(NamedTuple):
 
     @property
     def n_items(self) -> int:
-        return self.lengths.shape[-1]
+        return self.norms.shape[-1]
 
     def sparse_queries(self) -> CSR:
         """The profile of each user."""
@@ -147,7 +147,7 @@ def _profiles(history: CSR, model: ContentProfiles) -> CSR:
     else:
         unit = np.asarray(features)
     weights = _on_host(history, model.n_items)
-    weights.data = weights.data * np.asarray(model.lengths)[weights.indices]
+    weights.data = weights.data * np.asarray(model.norms)[weights.indices]
     return device_rows(_unit_rows(scipy.sparse.csr_array(weights @ unit))[0])
 
 
