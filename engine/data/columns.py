@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -85,13 +85,13 @@ def fit_column(column: pl.Series, kind: str, *, separator: str, max_terms: int |
         encoder = StandardScaler().fit(values)
         names = [column.name]
     elif kind == "categorical":
-        encoder = OneHotEncoder(handle_unknown="ignore", dtype=np.float32).fit(values)
+        encoder = OneHotEncoder(handle_unknown="ignore", dtype=cast(Any, np.float32)).fit(values)
         names = [f"{column.name}={category}" for category in encoder.categories_[0]]
     elif kind == "multi-hot":
         encoder = MultiLabelBinarizer(sparse_output=True).fit(values)
         names = [f"{column.name}={label}" for label in encoder.classes_]
     elif kind == "text":
-        encoder = TfidfVectorizer(dtype=np.float32, max_features=max_terms)
+        encoder = TfidfVectorizer(dtype=cast(Any, np.float32), max_features=max_terms)
         try:
             encoder.fit(values)
         except ValueError as error:
@@ -127,7 +127,7 @@ def _kind_of(column: pl.Series, separator: str) -> str | None:
 
     there = column.drop_nulls()
     if isinstance(column.dtype, pl.List | pl.Array):
-        return "embedding" if column.dtype.inner.is_numeric() else "multi-hot"
+        return "embedding" if _inner(column.dtype).is_numeric() else "multi-hot"
     if column.dtype.is_float():
         return "numeric"
     if column.dtype.is_integer():
@@ -140,7 +140,7 @@ def _kind_of(column: pl.Series, separator: str) -> str | None:
         return "multi-hot"
     if there.n_unique() <= len(there) / 2:
         return "categorical"
-    return "text" if there.str.contains(r"\S\s+\S").mean() > 0.5 else None
+    return "text" if there.str.contains(r"\S\s+\S").sum() > len(there) / 2 else None
 
 
 def side_table(frame: Any, columns: Iterable[str] | None = None) -> pl.DataFrame:
@@ -190,9 +190,9 @@ def _values(column: pl.Series, kind: str, separator: str, impute: bool) -> Any:
     fits = {
         "numeric": column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Null),
         "categorical": not nested,
-        "multi-hot": column.dtype in (pl.String, pl.Null) or (nested and not column.dtype.inner.is_nested()),
+        "multi-hot": column.dtype in (pl.String, pl.Null) or (nested and not _inner(column.dtype).is_nested()),
         "text": column.dtype in (pl.String, pl.Null),
-        "embedding": nested and column.dtype.inner.is_numeric(),
+        "embedding": nested and _inner(column.dtype).is_numeric(),
     }
     if not fits[kind]:
         raise FeatureError(f"column {column.name!r} is {column.dtype}, such as {column[:1].to_list()}: not {kind}")
@@ -210,6 +210,11 @@ def _values(column: pl.Series, kind: str, separator: str, impute: bool) -> Any:
         parts = (None if text is None else text.split(separator) for text in column)
         return [[label.strip() for label in labels or () if label.strip()] for labels in parts]
     return [[label for label in labels or () if label is not None] for labels in column.to_list()]
+
+
+def _inner(dtype: pl.DataType) -> pl.DataType:
+    """What a list or an array is made of."""
+    return cast(Any, dtype).inner
 
 
 def _stacked(column: pl.Series) -> np.ndarray:

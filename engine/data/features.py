@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -34,12 +34,12 @@ class Features:
     names: np.ndarray
 
     def __post_init__(self):
-        if self.matrix.shape[1] != len(self.names):
-            raise FeatureError(f"{len(self.names)} names for {self.matrix.shape[1]} features")
+        if shape_of(self.matrix)[1] != len(self.names):
+            raise FeatureError(f"{len(self.names)} names for {shape_of(self.matrix)[1]} features")
 
     @property
     def n_rows(self) -> int:
-        return self.matrix.shape[0]
+        return shape_of(self.matrix)[0]
 
     @property
     def n_features(self) -> int:
@@ -222,6 +222,11 @@ def select_features(
     return replace(encoder, kept=encoder.kept[chosen], notes=(*encoder.notes, f"{left_out} features left out by {by}"))
 
 
+def shape_of(matrix: scipy.sparse.csr_array) -> tuple[int, int]:
+    """Its shape, which scipy declares as one that may be missing."""
+    return cast("tuple[int, int]", matrix.shape)
+
+
 def device_rows(matrix: scipy.sparse.csr_array) -> CSR:
     """A scipy matrix as `CSR` on the device.
 
@@ -232,7 +237,7 @@ def device_rows(matrix: scipy.sparse.csr_array) -> CSR:
 
     from ...kernels.csr import CSR, MAX_INDEX
 
-    if max(matrix.nnz, *matrix.shape) > MAX_INDEX:
+    if max(matrix.nnz, *shape_of(matrix)) > MAX_INDEX:
         raise FeatureError(
             f"{matrix.nnz:,} entries of shape {matrix.shape} exceed the {MAX_INDEX:,} that can be indexed"
         )
@@ -251,7 +256,7 @@ def _variances(matrix: scipy.sparse.csr_array) -> np.ndarray:
     fitted = VarianceThreshold()
     with contextlib.suppress(ValueError):  # raised, once the variances are known, where they are all 0
         fitted.fit(matrix)
-    return fitted.variances_
+    return cast("np.ndarray", fitted.variances_)
 
 
 def _best(features: Features, by: str, targets: np.ndarray, k: int | None) -> np.ndarray:
@@ -271,11 +276,11 @@ def _best(features: Features, by: str, targets: np.ndarray, k: int | None) -> np
         if features.matrix.min() < 0:
             column = int(np.argmax(features.matrix.min(axis=0).toarray().ravel() < 0))
             raise FeatureError(f"chi-square needs features that are never negative; {str(features.names[column])!r} is")
-        score = chi2
+        score: Any = chi2
     else:
         information = mutual_info_regression if numbers else mutual_info_classif
 
-        def score(matrix, targets):
+        def by_blocks(matrix, targets):
             """By blocks of columns: mutual information wants numbers, unlike categories, densely."""
             width, found = max(1, _AT_ONCE // matrix.shape[0]), []
             for first in range(0, matrix.shape[1], width):
@@ -284,4 +289,7 @@ def _best(features: Features, by: str, targets: np.ndarray, k: int | None) -> np
                 found.append(information(block, targets, discrete_features=discrete, random_state=0))
             return np.concatenate(found)
 
-    return SelectKBest(score, k=k).fit(features.matrix, targets).get_support(indices=True)
+        score = by_blocks
+
+    best = SelectKBest(score, k=k).fit(features.matrix, targets)
+    return cast("np.ndarray", best.get_support(indices=True))

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import FeatureError
 from .columns import kinds_of
-from .features import Features, fit_features
+from .features import Features, fit_features, shape_of
 from .interactions import Interactions
 
 if TYPE_CHECKING:
@@ -163,10 +163,11 @@ def crossed(left: scipy.sparse.csr_array, right: scipy.sparse.csr_array) -> scip
     ends = np.cumsum(repeats)
     offset = np.arange(repeats.sum()) - np.repeat(ends - repeats, repeats)
     entry = np.repeat(right.indptr[row], repeats) + offset
-    columns = np.repeat(left.indices.astype(np.int64), repeats) * right.shape[1] + right.indices[entry]
+    (n_rows, p), (_, q) = shape_of(left), shape_of(right)
+    columns = np.repeat(left.indices.astype(np.int64), repeats) * q + right.indices[entry]
     values = np.repeat(left.data, repeats) * right.data[entry]
     indptr = np.append(0, np.cumsum(many * each))
-    return scipy.sparse.csr_array((values, columns, indptr), shape=(left.shape[0], left.shape[1] * right.shape[1]))
+    return scipy.sparse.csr_array((values, columns, indptr), shape=(n_rows, p * q))
 
 
 def _one_hot(ids: np.ndarray, n: int) -> scipy.sparse.csr_array:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ...kernels.csr import CSR, SparseMatrix
-from ..data.features import Features, device_rows, fit_features
+from ..data.features import Features, device_rows, fit_features, shape_of
 from ..data.interactions import Interactions
 from ..errors import FeatureError
 
@@ -62,10 +62,10 @@ class ContentProfiles(NamedTuple):
         Raises:
             FeatureError: Another number of features.
         """
-        matrix = _matrix(features)
-        n_features = self.score_table().n_rows if isinstance(self.features, SparseMatrix) else self.features.shape[1]
-        if matrix.shape[1] != n_features:
-            raise FeatureError(f"{matrix.shape[1]} item features; the profiles have {n_features}")
+        matrix, own = _matrix(features), self.features
+        n_features = own.by_item.n_rows if isinstance(own, SparseMatrix) else own.shape[1]
+        if shape_of(matrix)[1] != n_features:
+            raise FeatureError(f"{shape_of(matrix)[1]} item features; the profiles have {n_features}")
         return _unit_items(matrix)._replace(profiles=self.profiles)
 
 
@@ -107,8 +107,8 @@ def content_profiles(
     elif columns is not None:
         raise ValueError("columns say what to make of item_features; with features there is nothing to make")
     items = _matrix(features)
-    if items.shape[0] != interactions.n_items:
-        raise FeatureError(f"features of {items.shape[0]:,} items; the interactions have {interactions.n_items:,}")
+    if shape_of(items)[0] != interactions.n_items:
+        raise FeatureError(f"features of {shape_of(items)[0]:,} items; the interactions have {interactions.n_items:,}")
     model = _unit_items(items)
     return model._replace(profiles=_profiles(interactions.to_device().by_user, model))
 
@@ -116,7 +116,7 @@ def content_profiles(
 def _matrix(features: Any) -> scipy.sparse.csr_array:
     import scipy.sparse
 
-    matrix = features.matrix if isinstance(features, Features) else features
+    matrix: Any = features.matrix if isinstance(features, Features) else features
     if not scipy.sparse.issparse(matrix) and np.ndim(matrix) != 2:
         raise FeatureError(f"features must be [n_items, n_features]; got shape {np.shape(matrix)}")
     matrix = scipy.sparse.csr_array(matrix, dtype=np.float32)
@@ -131,7 +131,7 @@ def _unit_items(matrix: scipy.sparse.csr_array) -> ContentProfiles:
     """Items without users."""
     unit, lengths = _unit_rows(matrix)
     nobody = CSR(jnp.zeros(1, jnp.int32), jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.float32))
-    if matrix.nnz > _DENSE * np.prod(matrix.shape):
+    if matrix.nnz > _DENSE * np.prod(shape_of(matrix)):
         return ContentProfiles(nobody, jnp.asarray(unit.toarray()), jnp.asarray(lengths))
     both = SparseMatrix(device_rows(unit), device_rows(unit.T.tocsr()))
     return ContentProfiles(nobody, both, jnp.asarray(lengths))

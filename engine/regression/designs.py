@@ -43,7 +43,7 @@ def checked_design(design: Any, targets: Any, n_features: int | None) -> tuple[D
         design = jnp.asarray(design, jnp.float32)
         if design.ndim != 2 or n_features not in (None, design.shape[1]):
             raise FeatureError(f"design.shape={design.shape} must be (n_rows, n_features), {n_features=}")
-        n_rows, n_features = design.shape
+        n_rows, n_features = map(int, design.shape)
         require_finite("the design", design)
     targets = jnp.asarray(targets, jnp.float32)
     if targets.ndim not in (1, 2) or targets.shape[0] != n_rows or n_rows == 0 or n_features == 0:
