@@ -79,14 +79,14 @@ def logistic_regression(
     l2 = checked_l2(l2, solver, "newton")
     model = _solved(design, targets, l2, tolerance, intercept, n_features, solver, steps)
     advice = "More steps, a larger l2, or features of like size (numbers standardised) help"
-    model = checked(model, l2, tolerance, "logistic regression", advice)
+    # First, for where the weights grow without end, rows' variances go to 0, and features look collinear.
     concrete = not isinstance(l2, Tracer) and not isinstance(model.weights, Tracer)
     if concrete and float(l2) == 0 and bool(jnp.all((model.scores(design) > 0) == (targets > 0))):
         raise FeatureError(
             "logistic regression: the features tell every 1 from every 0, so that with l2 = 0 the weights grow "
             "without end. Pass l2 > 0"
         )
-    return model
+    return checked(model, l2, tolerance, "logistic regression", advice)
 
 
 def _check_targets(targets: Array) -> None:
