@@ -93,7 +93,7 @@ def content_profiles(
 
     >>> x = Interactions.from_coo([0, 0], [0, 1], n_items=4)
     >>> model = content_profiles(x, features=np.array([[1, 0, 1], [1, 0, 0], [2, 0, 1], [0, 1, 0]]))
-    >>> model.score_table().indices.tolist(), model.profiles.values.round(3).tolist()
+    >>> model.score_table().indices.tolist(), np.asarray(model.profiles.values).astype(float).round(3).tolist()
     ([0, 1, 2, 3, 0, 2], [0.894, 0.447])
     """
     if features is None:
