@@ -24,8 +24,8 @@ def agreement(ours: jax.Array, theirs: np.ndarray) -> float:
     return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
 
 
-# Features alone, from which both form a dense Gramian; and ids, features and crosses, for which both iterate.
-@pytest.mark.parametrize("crosses", ["features alone", "features", "all"])
+# Features alone, from which both form a dense Gramian; and ids, features and their crosses, for which both iterate.
+@pytest.mark.parametrize("crosses", ["features alone", "features"])
 def test_against_scikit_learn(crosses):
     from sklearn.linear_model import LogisticRegression, Ridge
 
@@ -65,8 +65,9 @@ def test_against_scikit_learn(crosses):
     record("regression", {f"ML-100K beside scikit-learn: {crosses}": found})
 
 
-# Chosen on a validation part of the first random fold's training part, by `test_choose`.
-SETTINGS = {"none": 4.0, "features": 4.0, "all": 8.0}
+# Chosen by `test_choose` on a validation part of the first random fold's training part. Test rows of the other folds
+# and of u1 were among those chosen on: only the first fold's are wholly unseen.
+SETTINGS = {"none": 4.0, "features": 4.0, "all": 16.0}
 
 
 def first_fold() -> tuple[Interactions, Interactions]:
@@ -104,7 +105,7 @@ def test_choose():
     train, valid = split_random(x.select(fold != 0), 0.1, seed=1)
     trials = []
     for crosses in SETTINGS:
-        for l2 in (2.0, 4.0, 8.0, 16.0):
+        for l2 in (2.0, 4.0, 8.0, 16.0, 32.0):
             rmse = evaluate_ratings(ridge_recommender(train, l2=l2, crosses=crosses), valid, low=1, high=5)["rmse"]
             trials.append({"crosses": crosses, "l2": l2, "rmse": rmse})
     record("regression", {"ML-100K, choice on a validation part": sorted(trials, key=lambda t: t["rmse"])})
