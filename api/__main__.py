@@ -32,6 +32,8 @@ Seed = Annotated[int, typer.Option(help="Of all that is random")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON")]
 K = Annotated[int, typer.Option("--k", "-k", min=1, help="Length of a list")]
 Missing = Annotated[str, typer.Option(help="Rows with missing values: error or drop")]
+UserFeatures = Annotated[Path | None, typer.Option(help="Table with a row for each user, for algorithms that use it")]
+ItemFeatures = Annotated[Path | None, typer.Option(help="Table with a row for each item, likewise")]
 Duplicates = Annotated[str, typer.Option(help="Repeated pairs: error, last, sum or mean")]
 
 
@@ -71,6 +73,8 @@ def fit(
     header: Header = None,
     missing: Missing = "error",
     duplicates: Duplicates = "error",
+    user_features: UserFeatures = None,
+    item_features: ItemFeatures = None,
     seed: Seed = 0,
 ) -> None:
     """Train an algorithm on a file and save it."""
@@ -78,7 +82,8 @@ def fit(
     from .recommender import Recommender
 
     parameters = parse_settings(settings or [], [algorithm])[algorithm]
-    interactions = read_file(file, columns, header, missing, duplicates)
+    tables = {"user_features": user_features, "item_features": item_features}
+    interactions = read_file(file, columns, header, missing, duplicates, None, **tables)
     recommender = Recommender(algorithm, seed=seed, **parameters).fit(interactions)
     recommender.save(out)
     user = shlex.quote(str(recommender.user_ids.ids[0]))
@@ -126,6 +131,8 @@ def evaluate(
     header: Header = None,
     missing: Missing = "error",
     duplicates: Duplicates = "error",
+    user_features: UserFeatures = None,
+    item_features: ItemFeatures = None,
     k: K = 10,
     json_out: Json = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw the metrics, with confidence intervals, as PNG")] = None,
@@ -137,7 +144,8 @@ def evaluate(
     from .reporting import metrics_plot, print_comparison, summary, write_json
 
     parameters = parse_settings(settings or [], algorithm)
-    interactions = read_file(file, columns, header, missing, duplicates)
+    tables = {"user_features": user_features, "item_features": item_features}
+    interactions = read_file(file, columns, header, missing, duplicates, None, **tables)
     if test is None:
         train_part, test_part = split_file(interactions, split, seed)
     else:

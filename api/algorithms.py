@@ -13,7 +13,18 @@ import jax
 from .engine.data import Interactions
 from .engine.factorization import biased_mf, bpr, explicit_als, fit, implicit_als, logistic_mf, svd_plus_plus
 from .engine.factorization.fitting import History
-from .engine.neighbors import ease, gf_cf, item_knn, knn_baseline, popularity, random, rp3beta, user_knn
+from .engine.neighbors import (
+    content_profiles,
+    ease,
+    gf_cf,
+    item_knn,
+    knn_baseline,
+    popularity,
+    random,
+    rp3beta,
+    user_knn,
+)
+from .engine.regression import logistic_recommender, ridge_recommender
 from .engine.training.trials import solve
 
 
@@ -36,6 +47,7 @@ class Named(NamedTuple):
 ALGORITHMS = {
     "biased-mf": Named(biased_mf, 20, {"rank": 100}, needs_values=True),
     "bpr": Named(bpr, 100, {"rank": 64}),
+    "content-profiles": Named(content_profiles, 0, {}),
     "ease": Named(ease, 0, {}),
     "explicit-als": Named(explicit_als, 20, {"rank": 16, "l2": 0.1}, needs_values=True),
     "gf-cf": Named(gf_cf, 0, {}),
@@ -43,8 +55,10 @@ ALGORITHMS = {
     "item-knn": Named(item_knn, 0, {}),
     "knn-baseline": Named(knn_baseline, 0, {}, needs_values=True),
     "logistic-mf": Named(logistic_mf, 50, {"rank": 64}),
+    "logistic-regression": Named(logistic_recommender, 0, {}),
     "popularity": Named(popularity, 0, {}),
     "random": Named(random, 0, {}),
+    "ridge-regression": Named(ridge_recommender, 0, {}, needs_values=True),
     "rp3beta": Named(rp3beta, 0, {}),
     "svd-plus-plus": Named(svd_plus_plus, 20, {"rank": 20}, needs_values=True),
     "user-knn": Named(user_knn, 0, {}),
@@ -65,10 +79,12 @@ def named(name: str) -> Named:
 def parameters_of(name: str) -> dict[str, Any]:
     """The parameters that may be set, with their defaults."""
     algorithm = named(name)
+    # What is handed on from elsewhere, and arrays, which are no settings.
+    held_back = ("interactions", "key", "features")
     names = {
         parameter.name: None if parameter.default is parameter.empty else parameter.default
         for parameter in inspect.signature(algorithm.build).parameters.values()
-        if parameter.name not in ("interactions", "key")
+        if parameter.name not in held_back
     }
     return {**names, **algorithm.defaults, **({"steps": algorithm.steps} if algorithm.steps else {})}
 

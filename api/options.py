@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import typer
 
 from .algorithms import checked_parameters, parameters_of
-from .engine.data import Interactions, read_interactions
+from .engine.data import Interactions, read_interactions, read_side_table
 from .engine.training import Trial
 from .recommender import Recommender
 
@@ -100,12 +101,19 @@ def read_file(
     missing: str,
     duplicates: str,
     like: Interactions | None = None,
+    user_features: Path | None = None,
+    item_features: Path | None = None,
 ) -> Interactions:
-    """Reads a file and says what was found; `like` gives the vocabularies of an earlier one."""
+    """Reads a file, and its side tables, and says what was found; `like` gives the vocabularies of an earlier one."""
     options: dict[str, Any] = {"columns": None if columns is None else parse_columns(columns), "missing": missing}
     if like is not None:
         options |= {"user_ids": like.user_ids, "item_ids": like.item_ids, "unknown": "drop"}
+    tables: dict[str, Any] = {}
+    for side, file in (("user", user_features), ("item", item_features)):
+        if file is not None:
+            options[f"{side}_ids"], tables[f"{side}_features"] = read_side_table(file, side)
     x = read_interactions(path, header=header, duplicates=duplicates, **options)
+    x = replace(x, **tables)
     times = ""
     if x.timestamps is not None:
         first, last = (_day(t) for t in (x.timestamps.min(), x.timestamps.max()))

@@ -15,13 +15,25 @@ from .engine import storage
 from .engine.data import Interactions, Vocabulary, clean, read_interactions
 from .engine.errors import InteractionError, ModelFileError
 from .engine.evaluation import Evaluation, evaluate
-from .engine.factorization import Factors, History
-from .engine.neighbors import GraphFilter, ItemRatings, ItemWeights
+from .engine.factorization import Factors, FeedbackFactors, History
+from .engine.neighbors import ContentProfiles, GraphFilter, ItemRatings, ItemWeights
+from .engine.regression import PairRegression
 from .engine.retrieval import fold_in, recommend, similar_items, with_history
 from .saved_models import flatten, restore
 
 if TYPE_CHECKING:
     import polars as pl
+
+
+_COMPARES_ITEMS = (
+    ContentProfiles,
+    Factors,
+    FeedbackFactors,
+    GraphFilter,
+    ItemRatings,
+    ItemWeights,
+    PairRegression,
+)
 
 
 class Recommender:
@@ -155,7 +167,10 @@ class Recommender:
             ValueError: A model without item vectors, or an unknown metric.
         """
         item_ids = self.item_ids
-        if not isinstance(self.model, Factors | GraphFilter | ItemRatings | ItemWeights):
+        compared = (
+            ContentProfiles | Factors | FeedbackFactors | GraphFilter | ItemRatings | ItemWeights | PairRegression
+        )
+        if not isinstance(self.model, compared):
             raise ValueError(f"{self.algorithm} has neither item vectors nor item-item weights to compare")
         asked, many = _listed(items)
         ids, scores = similar_items(self.model, item_ids.resolve(asked), k, metric=metric)
@@ -318,6 +333,8 @@ def _frame(
 def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
     if hasattr(value, "item") and np.ndim(value) == 0:
         return np.asarray(value).item()
     return jnp.dtype(value).name

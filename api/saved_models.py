@@ -18,8 +18,18 @@ from .engine.factorization import (
     LogisticSgd,
     RatingSgd,
 )
-from .engine.neighbors import GraphFilter, ItemRatings, ItemWeights, Popularity, Random, UserNeighbors, UserRatings
+from .engine.neighbors import (
+    ContentProfiles,
+    GraphFilter,
+    ItemRatings,
+    ItemWeights,
+    Popularity,
+    Random,
+    UserNeighbors,
+    UserRatings,
+)
 from .engine.neighbors.comparison import Comparison
+from .engine.regression import PairRegression
 from .kernels.csr import CSR, SparseMatrix
 
 _KINDS = {
@@ -29,6 +39,7 @@ _KINDS = {
         BprSgd,
         CSR,
         Comparison,
+        ContentProfiles,
         ExplicitObjective,
         Factors,
         FeedbackFactors,
@@ -37,6 +48,7 @@ _KINDS = {
         ItemRatings,
         ItemWeights,
         LogisticSgd,
+        PairRegression,
         Popularity,
         Random,
         RatingSgd,

@@ -14,7 +14,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 RUNS = Path(__file__).parent.parent / ".runs"
 _OURS = ("affinax", "jax", "jaxlib", "numba", "numpy", "scipy")
-_PEERS = ("implicit", "faiss-cpu", "sparse-dot-topn", "scikit-surprise")
+_PEERS = ("implicit", "faiss-cpu", "scikit-learn", "sparse-dot-topn", "scikit-surprise")
 _PACKAGES = _OURS + _PEERS
 
 

@@ -185,7 +185,8 @@ def similarities(rows, side, similarity="cosine", weighting="none", shrink=0.0, 
         below = np.ones_like(dots)
     else:
         below = np.sqrt(np.outer(squares, squares)) + shrink
-    return np.where(below > 0, dots / np.where(below > 0, below, 1), 0)
+    found = np.where(below > 0, dots / np.where(below > 0, below, 1), 0)
+    return found if newcomers is None else found[n:, :n]
 
 
 def svd_plus_plus(tables, rows, order, learning_rate, l2, mean):
@@ -281,9 +282,6 @@ def graph_filter(met, rank, alpha):
     roots = np.sqrt(np.maximum(items, 1))
     return met @ graph.T @ graph + alpha * (met / roots) @ vectors @ vectors.T * np.sqrt(items)
 
-    found = np.where(below > 0, dots / np.where(below > 0, below, 1), 0)
-    return found if newcomers is None else found[n:, :n]
-
 
 def ranking_row(items, bias, met, others, counts, l2, logistic=None):
     """The vector of one user at the minimum of a ranking loss, by scipy: `others [n_met, m]` count `counts` each.
@@ -344,3 +342,39 @@ def imputed_ratings(users, items, values, shape, kind, missing_users, missing_it
     return np.array(
         [weights @ [1.0, of_users[u], of_items[i]] for u, i in zip(missing_users, missing_items, strict=True)]
     )
+
+
+def ridge(x, y, l2, intercept):
+    """Weights, intercept and their standard errors, from the normal equations with a column of ones."""
+    n, d = x.shape
+    design = np.hstack([x, np.ones((n, 1))]) if intercept else x
+    penalty = np.diag([l2] * d + [0.0] * int(intercept))
+    inverse = np.linalg.inv(design.T @ design + penalty)
+    theta = inverse @ design.T @ y
+    hat = inverse @ design.T @ design
+    noise = np.sum((y - design @ theta) ** 2) / (n - np.trace(hat))
+    return _linear(theta, np.sqrt(np.diag(hat @ inverse) * noise), design @ theta, d)
+
+
+def logistic(x, y, l2, intercept):
+    """The same of a logistic regression, by fifty of Newton's steps."""
+    n, d = x.shape
+    design = np.hstack([x, np.ones((n, 1))]) if intercept else x
+    penalty = np.diag([l2] * d + [0.0] * int(intercept))
+    theta = np.zeros(design.shape[1])
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-design @ theta))
+        information = (design * (p * (1 - p))[:, None]).T @ design
+        theta = theta - np.linalg.solve(information + penalty, design.T @ (p - y) + penalty @ theta)
+    inverse = np.linalg.inv(information + penalty)
+    return _linear(theta, np.sqrt(np.diag(inverse @ information @ inverse)), design @ theta, d)
+
+
+def _linear(theta, errors, scores, d):
+    return {
+        "weights": theta[:d],
+        "intercept": theta[d] if len(theta) > d else 0.0,
+        "errors": errors[:d],
+        "intercept_error": errors[d] if len(theta) > d else 0.0,
+        "scores": scores,
+    }

@@ -152,6 +152,36 @@ def test_columns_by_name_and_position(run, tmp_path):
     assert "say header=True (--header)" in _error(run(*fit, "user,item,value"))
 
 
+def test_side_tables(run, files, tmp_path):
+    """Items that nobody met are in the catalogue, and recommended by what they are like."""
+    items, users = tmp_path / "items.csv", tmp_path / "users.tsv"
+    rows = [f"{100 + item},Film {item},{'Drama|War' if item % 2 else 'Comedy'}\n" for item in range(27)]
+    items.write_text("item_id,title,genres\n" + "".join(rows))
+    users.write_text(
+        "user\tage\tjob\n" + "".join(f"u{u}\t{20 + u % 7}\t{'cook' if u % 2 else ''}x\n" for u in range(30))
+    )
+    tables = ["--item-features", items, "--user-features", users]
+    fit = ["fit", files / "ratings.csv", *tables, "--out", tmp_path / "model", "--algorithm"]
+    status, text, _ = run(*fit, "content-profiles", "--set", "columns={'genres': 'multi-hot'}")
+    assert status == 0, text
+    assert "27 items" in text
+    out = tmp_path / "top.json"
+    assert run("recommend", tmp_path / "model", "--liked", "101", "-k", 30, "--json", out)[0] == 0
+    answers = json.loads(out.read_text())
+    assert {answer["item"] % 2 for answer in answers} == {1}
+    assert "Film 25" in {answer["title"] for answer in answers}  # rated by nobody
+    regressions = ["--algorithm", "ridge-regression", "--algorithm", "logistic-regression", "--json", out]
+    assert run("evaluate", files / "ratings.csv", *tables, *regressions)[0] == 0
+    assert json.loads(out.read_text()).keys() == {"ridge-regression", "logistic-regression"}
+    assert "needs item features" in _error(run("fit", files / "ratings.csv", *fit[-3:], "content-profiles"))
+    items.write_text("item_id,genres\n100,Drama\n100,War\n")
+    assert "items.csv: vocabulary: id np.int64(100) occurs more" in _error(run(*fit, "popularity"))
+    items.write_text("film,genres\n,Drama\n")
+    assert "items.csv has no column of item ids" in _error(run(*fit, "popularity"))
+    items.write_text("item,genres\n,Drama\n")
+    assert "items.csv, row 0: the item id is missing" in _error(run(*fit, "popularity"))
+
+
 def test_settings(run, files):
     few = ["--algorithm", "popularity", "--algorithm", "implicit-als"]
     evaluate = ["evaluate", files / "ratings.csv", *few, "--set"]

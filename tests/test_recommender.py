@@ -36,9 +36,15 @@ def _ratings() -> pl.DataFrame:
 
 @pytest.fixture(scope="module")
 def data() -> Interactions:
-    """The same with titles."""
+    """The same with titles and side tables."""
     x = afx.clean(_ratings())
-    return replace(x, item_ids=x.item_ids.with_titles(TITLES))
+    camp = [int(user.split()[1]) % 2 for user in x.user_ids.ids.tolist()]
+    return replace(
+        x,
+        item_ids=x.item_ids.with_titles(TITLES),
+        user_features=pl.DataFrame({"camp": camp}, schema={"camp": pl.Float64}),
+        item_features=pl.DataFrame({"genres": [["Drama", "War"][item % 2 : item % 2 + 1] for item in range(20)]}),
+    )
 
 
 @pytest.fixture(scope="module")

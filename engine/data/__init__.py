@@ -2,26 +2,38 @@
 
 from ..errors import FeatureError, InteractionError
 from .cleaning import clean
+from .columns import kinds_of
+from .features import FeatureEncoder, Features, fit_features, select_features
 from .imputation import ColumnImputation, RatingImputation, fit_column_imputation, fit_imputation
 from .interactions import Interactions
+from .pairs import PairDesign, pair_design
 from .reading import read_interactions
 from .scaling import ValueScale, fit_scale
+from .side_tables import read_side_table
 from .splitting import split_at_time, split_leave_last, split_random
 from .vocabulary import Vocabulary
 
 __all__ = [
     "ColumnImputation",
+    "FeatureEncoder",
     "FeatureError",
+    "Features",
     "InteractionError",
     "Interactions",
+    "PairDesign",
     "RatingImputation",
     "ValueScale",
     "Vocabulary",
     "clean",
     "fit_column_imputation",
+    "fit_features",
     "fit_imputation",
     "fit_scale",
+    "kinds_of",
+    "pair_design",
     "read_interactions",
+    "read_side_table",
+    "select_features",
     "split_at_time",
     "split_leave_last",
     "split_random",

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
 from ...kernels import least_squares, sampling
 from ...kernels import svd_plus_plus as kernel
-from ...kernels.csr import CSR, SparseMatrix
+from ...kernels.csr import CSR, SparseMatrix, entries
 from ...kernels.op import Implementation
 from .algorithm import Algorithm, Factors, Info
 from .als import joined, ridge, separated
@@ -67,9 +67,9 @@ class FeedbackFactors(NamedTuple):
         if not isinstance(objective, RatingSgd) or factors.mean is None or factors.item_bias is None:
             raise ValueError("the model was not made by svd_plus_plus")
         given = feedback_of(history, self.feedback)
-        row_of = rows_of_entries(history)
+        row_of, values = entries(history)
         of_feedback = jnp.sum(given[row_of] * factors.items[history.indices], axis=-1)
-        rest = history.values - factors.mean - factors.item_bias[history.indices] - of_feedback
+        rest = values - factors.mean - factors.item_bias[history.indices] - of_feedback
         table = joined(factors.items, jnp.ones(factors.n_items, jnp.float32))
         solved = least_squares.solve(
             history.indptr,
@@ -85,18 +85,12 @@ class FeedbackFactors(NamedTuple):
         return self._replace(factors=factors._replace(users=own + given, user_bias=bias), own=own)
 
 
-def rows_of_entries(rows: CSR) -> Int32[Array, " nnz"]:
-    """The row of each entry."""
-    each = jnp.arange(rows.n_rows, dtype=jnp.int32)
-    return jnp.repeat(each, jnp.diff(rows.indptr), total_repeat_length=rows.nnz)
-
-
 def feedback_of(rows: CSR, feedback: Float[Array, "n_items rank"]) -> Float[Array, "n_rows rank"]:
     """The sum of the feedback of each row's items over the root of their number; rows stay in blocks of memory."""
     n = jnp.maximum(jnp.diff(rows.indptr), 1).astype(jnp.float32)
     block = 1 << 16
     padding = -rows.nnz % block
-    row_of = jnp.pad(rows_of_entries(rows), (0, padding), constant_values=rows.n_rows).reshape(-1, block)
+    row_of = jnp.pad(entries(rows)[0], (0, padding), constant_values=rows.n_rows).reshape(-1, block)
     columns = jnp.pad(rows.indices, (0, padding)).reshape(-1, block)
 
     def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:

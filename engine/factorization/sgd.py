@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from ...kernels import sampling, sgd
-from ...kernels.csr import CSR, SparseMatrix
+from ...kernels.csr import CSR, SparseMatrix, entries
 from ...kernels.op import Implementation
 from .algorithm import Algorithm, Factors, Info
 from .objectives import BprSgd, LogisticSgd, RankingSgd, RatingSgd
@@ -168,11 +168,15 @@ def _ranking_step(
         order_key, negative_key = jax.random.split(key)
         rows, n_items = data.by_user, data.shape[1]
         order = sampling.permutation(order_key, rows.nnz, implementation=implementation)
-        users = jnp.arange(rows.n_rows, dtype=jnp.int32)
-        of_entry = jnp.repeat(users, jnp.diff(rows.indptr), total_repeat_length=rows.nnz)
         weights = getattr(state.objective, "popularity", None)
         drawn = sampling.negatives(
-            negative_key, rows, of_entry[order], n_items, negatives, weights=weights, implementation=implementation
+            negative_key,
+            rows,
+            entries(rows)[0][order],
+            n_items,
+            negatives,
+            weights=weights,
+            implementation=implementation,
         )
         return _sweep(state, rows, order, drawn, None, loss, biases, hogwild, implementation)
 

@@ -1,5 +1,6 @@
 """Recommenders that compare users or items, or count them."""
 
+from .content import ContentProfiles, content_profiles
 from .counts import Popularity, Random, popularity, random
 from .graph import rp3beta
 from .graph_filter import GraphFilter, gf_cf
@@ -10,6 +11,7 @@ from .rating_knn import ItemRatings, UserRatings, knn_baseline
 from .similarity import cosine_similarity
 
 __all__ = [
+    "ContentProfiles",
     "GraphFilter",
     "ItemRatings",
     "ItemWeights",
@@ -17,6 +19,7 @@ __all__ = [
     "Random",
     "UserNeighbors",
     "UserRatings",
+    "content_profiles",
     "cosine_similarity",
     "ease",
     "gf_cf",

@@ -217,7 +217,8 @@ def similar_items(
 
     Args:
         model: Anything with `item_table`, whose biases do not count where it has `items` of its own; with item-item
-            `weights`, which then are the similarities; or with `scores`, which then are those after the one item.
+            `weights`, which then are the similarities; with `scores`, which then are those after the one item; or
+            `ContentProfiles`, whose items have cosines only.
         items: `[batch]` indices.
         k: How many, at least 1.
         metric: "cosine" or "dot" of item vectors.
@@ -243,11 +244,16 @@ def similar_items(
     if exclude is not None:
         exclude = as_ids("exclude", exclude, model.n_items, shape=(items.shape[0], None), padded=True)
         own = jnp.concatenate([own, exclude], axis=1)
+    filters = checked_filters(items.shape[0], model.n_items, None, None, own, allow)
+    item_rows = getattr(model, "item_rows", None)
+    if item_rows is not None and isinstance(model, SparseModel):  # items by their features
+        return sparse_top_k.search(
+            item_rows(), items, model.score_table(), k, n_columns=model.n_items, **filters._asdict()
+        )
     each = jnp.arange(items.shape[0] + 1, dtype=jnp.int32)
     one_hot = CSR(each, items, jnp.ones(1))
     weights = getattr(model, "weights", None)
-    if weights is not None:
-        filters = checked_filters(items.shape[0], model.n_items, None, None, own, allow)
+    if weights is not None and not isinstance(model, QueryModel):
         return sparse_top_k.search(one_hot, each[:-1], weights, k, n_columns=model.n_items, **filters._asdict())
     if isinstance(model, ScoreModel):
         return recommend(model, each[:-1], k, history=one_hot, exclude=own, allow=allow)

@@ -1,0 +1,74 @@
+"""Side tables from files: what is known of users or items besides whom and what they met."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import FeatureError, InteractionError
+from .tables import text_ids_to_numbers, usual_roles
+from .vocabulary import Vocabulary, text_ids
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+def read_side_table(path: str | Path, side: str) -> tuple[Vocabulary, pl.DataFrame]:
+    """Reads a table with a row for each user or item, and the vocabulary of their ids.
+
+    Read interactions with this vocabulary (`read_interactions(..., item_ids=vocabulary)`), and row i describes index i,
+    for items that nobody met, too.
+
+    Args:
+        path: `.csv`, `.tsv`, `.parquet`, `.jsonl` or `.ndjson`, with a header. In text, columns that all spell numbers
+            become numbers ("007" does not), and empty fields are missing.
+        side: "user" or "item": its ids are in the column of that or another usual name (item, item_id, movie_id, …).
+
+    Returns:
+        `(vocabulary, frame)`: ids in the order of the file, with titles where there is a column "title"; the frame has
+        the other columns.
+
+    Raises:
+        FeatureError: A file that cannot be read, without ids, or with one that is missing.
+        InteractionError: An id that occurs twice.
+    """
+    import polars as pl
+
+    path = Path(path)
+    try:
+        if path.suffix in (".parquet", ".pq"):
+            frame = pl.read_parquet(path)
+        elif path.suffix in (".jsonl", ".ndjson"):
+            frame = pl.read_ndjson(path)
+        else:
+            frame = pl.read_csv(path, separator="\t" if path.suffix == ".tsv" else ",", infer_schema=False)
+            frame = pl.DataFrame([_numbers(column) for column in frame])
+    except pl.exceptions.PolarsError as error:
+        raise FeatureError(f"{path.name} cannot be read: {error}") from error
+    name = usual_roles(frame.columns).get(side)
+    if name is None:
+        raise FeatureError(f"{path.name} has no column of {side} ids, such as {side!r}; it has {frame.columns}")
+    ids = frame[name]
+    if ids.null_count():
+        raise FeatureError(f"{path.name}, row {int(ids.is_null().to_numpy().argmax()):,}: the {side} id is missing")
+    titles = frame["title"] if "title" in frame.columns and frame["title"].dtype == pl.String else None
+    try:
+        vocabulary = Vocabulary(
+            ids.to_numpy() if ids.dtype.is_integer() else text_ids(ids.cast(pl.String).to_list()),
+            None if titles is None else titles.fill_null(ids.cast(pl.String)).to_numpy(),
+        )
+    except InteractionError as error:
+        raise InteractionError(f"{path.name}: {error}") from error
+    return vocabulary, frame.drop(name)
+
+
+def _numbers(column: pl.Series) -> pl.Series:
+    import polars as pl
+
+    whole = text_ids_to_numbers(column)
+    if whole.dtype != pl.String:
+        return whole
+    # Of fractions only: a code such as "007" is no number.
+    numbers = column.cast(pl.Float64, strict=False)
+    fractions = column.str.contains(".", literal=True).any()
+    return numbers if fractions and numbers.null_count() == column.null_count() else column
