@@ -269,8 +269,8 @@ class Recommender:
         state = "not fitted" if self._train is None else f"fitted on {self._train.nnz:,} interactions"
         return f"<Recommender {self.algorithm}{settings}, {state}>"
 
-    def _factors(self) -> Factors:
-        if self.train is not None and not isinstance(self.model, Factors):
+    def _factors(self) -> Factors | FeedbackFactors:
+        if self.train is not None and not isinstance(self.model, Factors | FeedbackFactors):
             raise ValueError(f"{self.algorithm} has no vectors to fold a history into")
         return self.model
 

@@ -211,7 +211,9 @@ def test_not_fitted():
 
 
 def test_names_and_parameters():
-    with pytest.raises(ValueError, match=r"algorithm 'als' must be one of \['biased-mf', 'bpr', 'ease', 'expl"):
+    with pytest.raises(
+        ValueError, match=r"algorithm 'als' must be one of \['biased-mf', 'bpr', 'content-profiles', 'ease'"
+    ):
         afx.Recommender("als")
     with pytest.raises(ValueError, match=r"implicit-als has no parameter 'factors'; it has \['alpha', .*'rank'"):
         afx.Recommender("implicit-als", factors=8)
