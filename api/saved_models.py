@@ -55,12 +55,13 @@ _KINDS = {
         SparseMatrix,
         UserNeighbors,
         UserRatings,
+        tuple,
     )
 }
 
 
 def flatten(model: Any, name: str = "model") -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays of a model, a tuple with named fields that may nest, and what `restore` needs besides.
+    """Arrays of a model, a tuple that may nest, with named fields or without, and what `restore` needs besides.
 
     >>> arrays, described = flatten(Popularity(jnp.ones(3)))
     >>> list(arrays), described
@@ -68,10 +69,11 @@ def flatten(model: Any, name: str = "model") -> tuple[dict[str, np.ndarray], dic
     """
     arrays: dict[str, np.ndarray] = {}
     fields: dict[str, Any] = {}
-    for field, value in model._asdict().items():
+    parts = model._asdict() if hasattr(model, "_asdict") else {str(k): part for k, part in enumerate(model)}
+    for field, value in parts.items():
         if value is None:
             fields[field] = None
-        elif hasattr(value, "_asdict"):
+        elif isinstance(value, tuple):
             inner, fields[field] = flatten(value, f"{name}.{field}")
             arrays |= inner
         elif isinstance(value, Comparison):
@@ -97,4 +99,5 @@ def restore(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
     kind = _KINDS[described["type"]]
     if "static" in described:
         return kind(**described["static"])
-    return kind(**{name: value(field) for name, field in described["fields"].items()})
+    fields = {name: value(field) for name, field in described["fields"].items()}
+    return tuple(fields.values()) if kind is tuple else kind(**fields)

@@ -196,22 +196,34 @@ def _median_sweep(data: SparseMatrix, rank: int = 64) -> float:
     return float(np.median(history.seconds[1:]))
 
 
-@pytest.mark.parametrize("growing", [False, True], ids=["tables as they are", "users grow along"])
-def test_cost_against_interactions(growing):
+SHAPES = {  # users (None: 165 interactions each), items, copies in the expansion
+    "tables of a smaller catalogue": (36_240, 22_236, (12, 12)),
+    "tables as they are": (72_480, 44_472, None),
+    "users grow along": (None, 44_472, None),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_cost_against_interactions(shape):
     """Expansions of ML-1M: the slope of time against nnz on log scales.
 
-    On tables of one size rows become longer, so that what each costs by itself weighs less and less; where
-    users come along with their 165 interactions, as in the source, everything grows but the items.
+    On tables of one size rows become longer, so that what each costs by itself weighs less and less: the slope is
+    below 1, and the more so the larger the tables are. Where users come along with their 165 interactions, as in the
+    source, everything grows but the items.
     """
+    n_users, n_items, copies = shape
     points = []
     for nnz in (10_000_000, 20_000_000, 40_000_000, 70_000_000, 100_000_000):
-        n_users = nnz // 165 if growing else 72_480
-        data = fractal(nnz, n_users, n_items=44_472).to_device()
-        points.append((nnz, _median_sweep(data)))
+        x = fractal(nnz, n_users or nnz // 165, n_items, copies=copies)
+        found, data = x.nnz, x.to_device()
+        del x
+        points.append((found, _median_sweep(data)))
         del data
     slope = float(np.polyfit(*np.log(np.array(points)).T, 1)[0])
-    users = "165 interactions a user" if growing else "72,480 users"
-    record("als", {f"cost against nnz, {users}, 44,472 items, rank 64": {"points": points, "log_log_slope": slope}})
+    users = f"{n_users:,} users" if n_users else "165 interactions a user"
+    record(
+        "als", {f"cost against nnz, {users}, {n_items:,} items, rank 64": {"points": points, "log_log_slope": slope}}
+    )
 
 
 def test_cost_against_table_size():

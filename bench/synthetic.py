@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.optimize import brentq
 
 from affinax.engine.data import Interactions
 from affinax.kernels import csr
@@ -32,27 +33,37 @@ def heavy_tailed(n_users: int, n_items: int, nnz: int, seed: int = 0) -> tuple[n
     return keys // n_items, keys % n_items, values
 
 
-def fractal(nnz: int, n_users: int, n_items: int, seed: int = 0) -> Interactions:
-    """Fractal (Kronecker) expansion of ML-1M to about `nnz` distinct pairs, folded into a fixed shape.
+def fractal(
+    nnz: int, n_users: int, n_items: int, *, copies: tuple[int, int] | None = None, seed: int = 0
+) -> Interactions:
+    """Fractal (Kronecker) expansion of ML-1M to `nnz` distinct pairs, within one in a hundred, in a fixed shape.
 
-    A pair of the expansion is a pair of ML-1M beside a pair of a second, smaller copy of its row and column
-    distribution, so that both tails grow as in the source (Belletti et al. 2019, arXiv 1901.08910, section 3).
-    Folding to the given shape keeps the tables, and so what fits a cache, the same at every size.
+    Each user of ML-1M becomes `copies[0]` users and each item `copies[1]` items (None: as many as the shape asks
+    for), and a pair becomes each pair of copies with the chance that such copies meet in ML-1M itself, so that both
+    tails grow as in the source (Belletti et al. 2019, arXiv 1901.08910, section 3). Folding (modulo) to the given
+    shape keeps the tables, and so what fits a cache, the same at every size.
     """
     from affinax.datasets import movielens
 
     source, rng = movielens("1m"), np.random.default_rng(seed)
-    users, items = np.empty(0, np.int32), np.empty(0, np.int32)
-    copies_u, copies_i = -(-n_users // source.n_users), -(-n_items // source.n_items)
-    while len(users) < 0.99 * nnz:
-        missing = int(1.5 * (nnz - len(users))) + 1000
-        outer, inner = rng.integers(0, source.nnz, (2, missing))
-        users = np.append(users, (source.users[outer] * copies_u + source.users[inner] % copies_u) % n_users)
-        items = np.append(items, (source.items[outer] * copies_i + source.items[inner] % copies_i) % n_items)
+    of_user, of_item = copies or (-(-n_users // source.n_users), -(-n_items // source.n_items))
+    cells = source.users % of_user * of_item + source.items % of_item
+    weight = np.bincount(cells, minlength=of_user * of_item) / source.nnz
+
+    def excess(draws: float, wanted: float) -> float:
+        return -source.nnz * np.expm1(-draws * weight).sum() - wanted
+
+    wanted = float(nnz)
+    while True:  # in the fold some pairs meet: more are asked for, until as many as wanted are left
+        draws = brentq(excess, 0.0, 1e9, (wanted,))
+        users, items = [], []
+        for cell, chance in enumerate(-np.expm1(-draws * weight)):
+            pairs = np.flatnonzero(rng.random(source.nnz, np.float32) < chance)
+            users.append((source.users[pairs] * of_user + cell // of_item) % n_users)
+            items.append((source.items[pairs] * of_item + cell % of_item) % n_items)
+        users, items = np.concatenate(users), np.concatenate(items)
         order, _ = csr.sort_pairs(users, items, n_users, n_items)
         order = order[csr.first_in_group(users, items, order)]
-        users, items = users[order], items[order]
-    if len(users) > nnz:
-        kept = np.sort(rng.choice(len(users), nnz, replace=False))
-        users, items = users[kept], items[kept]
-    return Interactions.from_coo(users, items, n_users=n_users, n_items=n_items)
+        if abs(len(order) - nnz) <= 0.01 * nnz:
+            return Interactions.from_coo(users[order], items[order], n_users=n_users, n_items=n_items)
+        wanted *= nnz / len(order)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -101,6 +102,33 @@ def sweep(
     return Tables(*new), total
 
 
+def squared(score: Any, value: Any) -> Any:
+    """The cost of a score where `value` was observed."""
+    return 0.5 * (value - score) ** 2
+
+
+def liked(score: Any) -> Any:
+    """The logistic cost of a score that should be high: minus the logarithm of its sigmoid."""
+    return jax.nn.softplus(-score)
+
+
+def costs(
+    loss: Loss,
+    scores: Float[Array, "batch m_plus_1"],
+    values: Float[Array, " batch"],
+    met: Float[Array, "batch m_plus_1"],
+) -> Float[Array, " batch"]:
+    """The losses of `sweep`, of entries in whose lines the scores of the item and of its negatives stand.
+
+    `met` is 1 where there is such an item, 0 where not.
+    """
+    first, others = scores[:, 0], scores[:, 1:]
+    if loss == "bpr":
+        return jnp.sum(met[:, 1:] * liked(first[:, None] - others), axis=1)
+    own = squared(first, values) if loss == "squared" else liked(first)
+    return met[:, 0] * own + jnp.sum(met[:, 1:] * liked(-others), axis=1)
+
+
 def _reference(
     users,
     items,
@@ -121,7 +149,7 @@ def _reference(
     row_of = jnp.searchsorted(indptr, order, side="right").astype(jnp.int32) - 1
     value_of = values[order if values.shape[0] > 1 else jnp.zeros_like(order)]
 
-    def move(tables, u, plus, minus, valid, pull_of):
+    def move(tables, u, plus, minus, valid, cost_of):
         """One step up `pull` times the gradient of the score of `plus`, less that of `minus` where there is one."""
         users, items, user_bias, item_bias = tables
         p, q, b = users[u], items[plus], item_bias[plus]
@@ -130,7 +158,8 @@ def _reference(
         score = jnp.dot(p, q, precision=lax.Precision.HIGHEST) + b
         if minus is None:
             score = score + mean + user_bias[u]
-        pull, cost = pull_of(score)
+        cost, slope = jax.value_and_grad(cost_of)(score)
+        pull = -slope
         rate = jnp.where(valid, learning_rate, 0.0)
         bias_rate = rate if biases else 0.0
         users = users.at[u].add(rate * (pull * q - l2 * p))
@@ -143,20 +172,12 @@ def _reference(
             item_bias = item_bias.at[minus].add(bias_rate * (-pull - l2 * item_bias[minus]))
         return (users, items, user_bias, item_bias), jnp.where(valid, cost, 0.0)
 
-    def squared(value):
-        return lambda s: (value - s, 0.5 * (value - s) ** 2)
-
-    def liked(s):
-        return jax.nn.sigmoid(-s), jax.nn.softplus(-s)
-
-    def not_liked(s):
-        return -jax.nn.sigmoid(s), jax.nn.softplus(s)
-
     def entry(tables, sample):
         u, i, value, others = sample
         total = jnp.float32(0)
         if loss != "bpr":
-            tables, total = move(tables, u, i, None, True, squared(value) if loss == "squared" else liked)
+            cost_of = functools.partial(squared, value=value) if loss == "squared" else liked
+            tables, total = move(tables, u, i, None, True, cost_of)
         if loss == "squared":
             return tables, total
 
@@ -164,10 +185,10 @@ def _reference(
             place = jnp.maximum(j, 0)
             if loss == "bpr":
                 return move(tables, u, i, place, j >= 0, liked)
-            return move(tables, u, place, None, j >= 0, not_liked)
+            return move(tables, u, place, None, j >= 0, lambda s: liked(-s))
 
-        tables, costs = lax.scan(negative, tables, others)
-        return tables, total + jnp.sum(costs)
+        tables, paid = lax.scan(negative, tables, others)
+        return tables, total + jnp.sum(paid)
 
     new, totals = lax.scan(entry, (users, items, user_bias, item_bias), (row_of, indices[order], value_of, negatives))
     return new, jnp.sum(totals)

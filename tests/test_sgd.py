@@ -221,6 +221,7 @@ def test_svd_plus_plus_recovers_what_was_planted_and_answers_newcomers():
 
 EVERY = RANKERS | {
     "biased_mf": lambda **o: biased_mf(4, **({"learning_rate": 0.05} | o)),
+    "biased_mf, batches": lambda **o: biased_mf(4, **({"learning_rate": 0.05, "batch_size": 64} | o)),
     "svd_plus_plus": lambda **o: svd_plus_plus(4, **({"learning_rate": 0.05} | o)),
 }
 

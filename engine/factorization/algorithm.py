@@ -43,7 +43,8 @@ class Info(NamedTuple):
 class Factors(NamedTuple):
     """A factor model: `score(u, i) = users[u] . items[i] (+ user_bias[u] + item_bias[i] + mean)`.
 
-    The state of ALS and a model at once; its hyper-parameters are leaves, so that `vmap` trains a grid.
+    The state of ALS and a model at once; its hyper-parameters are leaves, so that `vmap` trains a grid. `slots` is what
+    the optimizer of a minibatch remembers of each user and of each item, which no score needs.
     """
 
     users: Float[Array, "n_users rank"]
@@ -52,6 +53,7 @@ class Factors(NamedTuple):
     item_bias: Float[Array, " n_items"] | None = None
     mean: Float[Array, ""] | None = None
     objective: ExplicitObjective | ImplicitObjective | RatingSgd | BprSgd | LogisticSgd | None = None
+    slots: tuple[tuple[Array, ...], tuple[Array, ...]] | None = None
 
     @property
     def n_users(self) -> int:

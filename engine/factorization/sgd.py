@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,21 @@ from jaxtyping import Array, PRNGKeyArray
 from ...kernels import sampling, sgd
 from ...kernels.csr import CSR, SparseMatrix, entries
 from ...kernels.op import Implementation
+from . import minibatch
 from .algorithm import Algorithm, Factors, Info
 from .objectives import BprSgd, LogisticSgd, RankingSgd, RatingSgd
 from .parts import check_shape_parameters, info_of, random_rows, require_at_least, scalar
 
 _Objective = TypeVar("_Objective", RatingSgd, BprSgd, LogisticSgd)
+
+
+class _Execution(NamedTuple):
+    """How the steps of an epoch are taken: by the kernel, one after the other, or by batches in JAX."""
+
+    hogwild: bool
+    batch_size: int | None
+    optimizer: minibatch.Optimizer
+    implementation: Implementation
 
 
 def biased_mf(
@@ -27,6 +37,8 @@ def biased_mf(
     l2: Any = 0.02,
     init_std: float = 1.0,
     hogwild: bool = False,
+    batch_size: int | None = None,
+    optimizer: minibatch.Optimizer = "sgd",
     implementation: Implementation = "auto",
 ) -> Algorithm:
     """Funk's SVD with biases: `r ~ mean + user_bias + item_bias + x_u . y_i`.
@@ -41,6 +53,10 @@ def biased_mf(
         init_std: The first vectors are normal with this standard deviation over sqrt(rank).
         hogwild: A fully random order, on several threads without locks, so that no two runs are alike. Else the key
             decides, on as many threads.
+        batch_size: Entries at once, one step down the sum of their gradients, in JAX: for accelerators, for `vmap` over
+            learning rates, and for programs of your own. The larger the batch, the more often it holds one user, and
+            the smaller the learning rate has to be. None: one after the other, by a kernel, which is faster on CPU.
+        optimizer: Of the rows that a batch moves: "sgd", "adagrad" or "adam"; see `minibatch.update_rows`.
         implementation: See `kernels.op.dispatch`.
 
     Returns:
@@ -63,23 +79,26 @@ def biased_mf(
     """
     check_shape_parameters(rank, init_std)
     objective = _objective(RatingSgd, learning_rate, l2)
+    execution = _execution(hogwild, batch_size, optimizer, implementation)
 
     def init(key: PRNGKeyArray, data: SparseMatrix) -> Factors:
-        return _start(key, data, rank, init_std, jnp.mean(data.by_user.values), objective)
+        return _start(key, data, rank, init_std, jnp.mean(data.by_user.values), objective, execution)
 
-    return Algorithm(init, _rating_step(hogwild, implementation), "biased MF")
+    return Algorithm(init, _rating_step(execution), "biased MF")
 
 
 @functools.cache
-def _rating_step(hogwild: bool, implementation: Implementation) -> Callable[..., tuple[Factors, Info]]:
+def _rating_step(execution: _Execution) -> Callable[..., tuple[Factors, Info]]:
+    implementation = execution.implementation
+
     def step(key: PRNGKeyArray, state: Factors, data: SparseMatrix) -> tuple[Factors, Info]:
         rows, bounds = data.by_user, None
-        if hogwild:
+        if execution.hogwild or execution.batch_size is not None:
             order = sampling.permutation(key, rows.nnz, implementation=implementation)
         else:
             order, bounds = sampling.stages(key, rows, data.shape[1], implementation=implementation)
         none = jnp.zeros((order.shape[0], 0), jnp.int32)
-        return _sweep(state, rows, order, none, bounds, "squared", True, hogwild, implementation)
+        return _sweep(state, rows, order, none, bounds, "squared", True, execution)
 
     return step
 
@@ -94,6 +113,8 @@ def bpr(
     biases: bool = True,
     init_std: float = 1.0,
     hogwild: bool = False,
+    batch_size: int | None = None,
+    optimizer: minibatch.Optimizer = "sgd",
     implementation: Implementation = "auto",
 ) -> Algorithm:
     """Bayesian personalized ranking: what a user met above what it did not.
@@ -108,10 +129,10 @@ def bpr(
         negatives: Drawn for each interaction, at least 1, from what its user never met.
         popularity_exponent: Negatives are drawn as often as items were met, to this power; 0 is uniform.
         biases: Whether items have a bias.
-        init_std: As in `biased_mf`, and so on to
+        init_std: As in `biased_mf`.
         hogwild: Several threads at once without locks: faster, and no two runs alike. Else one thread, and the key
-            decides;
-        implementation: the kernel.
+            decides.
+        batch_size, optimizer, implementation: As in `biased_mf`.
 
     Returns:
         `Algorithm` whose state is `Factors`.
@@ -123,8 +144,9 @@ def bpr(
     Feedback".
     """
     objective = _objective(BprSgd, learning_rate, l2)
-    step = _ranking_step("bpr", negatives, biases, hogwild, implementation)
-    return _ranking("BPR", rank, init_std, objective, popularity_exponent, step)
+    execution = _execution(hogwild, batch_size, optimizer, implementation)
+    step = _ranking_step("bpr", negatives, biases, execution)
+    return _ranking("BPR", rank, init_std, objective, popularity_exponent, step, execution)
 
 
 def logistic_mf(
@@ -137,6 +159,8 @@ def logistic_mf(
     biases: bool = True,
     init_std: float = 1.0,
     hogwild: bool = False,
+    batch_size: int | None = None,
+    optimizer: minibatch.Optimizer = "sgd",
     implementation: Implementation = "auto",
 ) -> Algorithm:
     """Matrix factorization under the logistic loss: interactions against sampled negatives.
@@ -150,19 +174,17 @@ def logistic_mf(
     Source: Rendle, Krichene, Zhang, Anderson 2020, "Neural Collaborative Filtering vs. Matrix Factorization Revisited".
     """
     objective = _objective(LogisticSgd, learning_rate, l2, negatives=scalar(negatives), user_biases=scalar(biases))
-    step = _ranking_step("logistic", negatives, biases, hogwild, implementation)
-    return _ranking("logistic MF", rank, init_std, objective, popularity_exponent, step)
+    execution = _execution(hogwild, batch_size, optimizer, implementation)
+    step = _ranking_step("logistic", negatives, biases, execution)
+    return _ranking("logistic MF", rank, init_std, objective, popularity_exponent, step, execution)
 
 
 @functools.cache
 def _ranking_step(
-    loss: sgd.Loss,
-    negatives: int,
-    biases: bool,
-    hogwild: bool,
-    implementation: Implementation,
+    loss: sgd.Loss, negatives: int, biases: bool, execution: _Execution
 ) -> Callable[..., tuple[Factors, Info]]:
     require_at_least(1, negatives=negatives)
+    implementation = execution.implementation
 
     def step(key: PRNGKeyArray, state: Factors, data: SparseMatrix) -> tuple[Factors, Info]:
         order_key, negative_key = jax.random.split(key)
@@ -178,7 +200,7 @@ def _ranking_step(
             weights=weights,
             implementation=implementation,
         )
-        return _sweep(state, rows, order, drawn, None, loss, biases, hogwild, implementation)
+        return _sweep(state, rows, order, drawn, None, loss, biases, execution)
 
     return step
 
@@ -190,6 +212,7 @@ def _ranking(
     objective: RankingSgd,
     popularity_exponent: float,
     step: Callable[..., tuple[Factors, Info]],
+    execution: _Execution,
 ) -> Algorithm:
     check_shape_parameters(rank, init_std)
     require_at_least(0, popularity_exponent=popularity_exponent)
@@ -198,19 +221,30 @@ def _ranking(
         popularity = None
         if popularity_exponent:
             popularity = jnp.diff(data.by_item.indptr).astype(jnp.float32) ** popularity_exponent
-        return _start(key, data, rank, init_std, scalar(0.0), objective._replace(popularity=popularity))
+        start = objective._replace(popularity=popularity)
+        return _start(key, data, rank, init_std, scalar(0.0), start, execution)
 
     return Algorithm(init, step, name)
 
 
 def _start(
-    key: PRNGKeyArray, data: SparseMatrix, rank: int, std: float, mean: Array, objective: RatingSgd | RankingSgd
+    key: PRNGKeyArray,
+    data: SparseMatrix,
+    rank: int,
+    std: float,
+    mean: Array,
+    objective: RatingSgd | RankingSgd,
+    execution: _Execution,
 ) -> Factors:
     users, items = random_rows(key, data, rank, std)
     # Nothing moves the vector of a user without interactions, so it must not be a random one.
     users = jnp.where((jnp.diff(data.by_user.indptr) > 0)[:, None], users, 0.0)
-    zeros = jnp.zeros(data.shape[0], jnp.float32), jnp.zeros(data.shape[1], jnp.float32)
-    return Factors(users, items, *zeros, mean, objective)
+    of_user, of_item = jnp.zeros(data.shape[0], jnp.float32), jnp.zeros(data.shape[1], jnp.float32)
+    slots = None
+    if execution.batch_size is not None:
+        name = execution.optimizer
+        slots = minibatch.start_slots((users, of_user), name), minibatch.start_slots((items, of_item), name)
+    return Factors(users, items, of_user, of_item, mean, objective, slots)
 
 
 def _sweep(
@@ -221,28 +255,52 @@ def _sweep(
     bounds: Array | None,
     loss: sgd.Loss,
     biases: bool,
-    hogwild: bool,
-    implementation: Implementation,
+    execution: _Execution,
 ) -> tuple[Factors, Info]:
     objective = state.objective
     if not isinstance(objective, RankingSgd | RatingSgd) or state.user_bias is None or state.item_bias is None:
         raise ValueError("the state was not made by biased_mf, bpr or logistic_mf")
     tables = sgd.Tables(state.users, state.items, state.user_bias, state.item_bias)
-    new, total = sgd.sweep(
-        tables,
-        rows,
-        order,
-        negatives,
-        bounds,
-        loss=loss,
-        learning_rate=objective.learning_rate,
-        l2=objective.l2,
-        mean=state.mean,
-        biases=biases,
-        hogwild=hogwild,
-        implementation=implementation,
-    )
-    return state._replace(**new._asdict()), info_of(total, new.users, new.items)
+    options = {
+        "loss": loss,
+        "learning_rate": objective.learning_rate,
+        "l2": objective.l2,
+        "mean": state.mean,
+        "biases": biases,
+    }
+    slots, batch_size = state.slots, execution.batch_size
+    if batch_size is not None:
+        if slots is None:
+            raise ValueError("the state was made without a batch_size; make it by the init of this algorithm")
+        new, slots, total = minibatch.sweep(
+            tables, slots, rows, order, negatives, batch_size=batch_size, optimizer=execution.optimizer, **options
+        )
+    else:
+        new, total = sgd.sweep(
+            tables,
+            rows,
+            order,
+            negatives,
+            bounds,
+            hogwild=execution.hogwild,
+            implementation=execution.implementation,
+            **options,
+        )
+    return state._replace(**new._asdict(), slots=slots), info_of(total, new.users, new.items)
+
+
+def _execution(
+    hogwild: bool, batch_size: int | None, optimizer: minibatch.Optimizer, implementation: Implementation
+) -> _Execution:
+    if batch_size is None:
+        if optimizer != "sgd":
+            raise ValueError(f"{optimizer=} moves rows by batches and needs a batch_size, such as 1024")
+    else:
+        require_at_least(1, batch_size=batch_size)
+        minibatch.optimizer_of(optimizer, 0.0)  # which knows the names
+        if hogwild:
+            raise ValueError(f"{batch_size=} and {hogwild=} exclude each other: a batch is one step")
+    return _Execution(hogwild, batch_size, optimizer, implementation)
 
 
 def _objective(kind: type[_Objective], learning_rate: Any, l2: Any, **further: Array) -> _Objective:

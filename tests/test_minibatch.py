@@ -1,0 +1,184 @@
+"""Gradient descent by batches: against the kernel, JAX's derivative of the whole tables, and optax row by row."""
+
+from __future__ import annotations
+
+from inspect import unwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from affinax import saved_models
+from affinax.engine.factorization import biased_mf, bpr, fit, logistic_mf, minibatch
+from affinax.engine.retrieval import predict, recommend
+from affinax.kernels import sampling, sgd
+
+from .test_factorization import checkerboard, planted
+from .test_sgd import rows, tables  # noqa: F401
+
+KEY = jax.random.key(0)
+each_optimizer = pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "adam"])
+RULES = {"sgd": optax.sgd, "adagrad": optax.adagrad, "adam": optax.adam}
+
+
+def slots_of(t, optimizer):
+    by_user, by_item = (t.users, t.user_bias), (t.items, t.item_bias)
+    return minibatch.start_slots(by_user, optimizer), minibatch.start_slots(by_item, optimizer)
+
+
+@pytest.mark.parametrize(("loss", "n_negatives"), [("squared", 0), ("bpr", 1)])
+@pytest.mark.parametrize("biases", [True, False])
+def test_batches_of_one_are_the_steps_of_the_kernel(rows, loss, n_negatives, biases):  # noqa: F811
+    order = sampling.permutation(KEY, rows.nnz)
+    rng = np.random.default_rng(2)
+    negatives = jnp.asarray(rng.integers(-1, 12, (order.shape[0], n_negatives)), jnp.int32)
+    negatives = jnp.where(negatives == rows.indices[order][:, None], -1, negatives)
+    options = {"loss": loss, "learning_rate": 0.1, "l2": 0.05, "mean": 0.4, "biases": biases}
+    start = tables(5)
+    expected, whole = sgd.sweep(start, rows, order, negatives, **options)
+    found, _, total = minibatch.sweep(
+        start, slots_of(start, "sgd"), rows, order, negatives, batch_size=1, optimizer="sgd", **options
+    )
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(total, whole, rtol=1e-5)
+
+
+@each_optimizer
+@pytest.mark.parametrize("loss", ["squared", "logistic", "bpr"])
+def test_a_batch_is_one_step_of_optax_down_the_whole_gradient(rows, loss, optimizer):  # noqa: F811
+    """Of whole tables, whose other rows have no gradient; 20 entries in a batch of 32, users and items repeated."""
+    order = sampling.permutation(KEY, rows.nnz)[:20]
+    rng = np.random.default_rng(2)
+    negatives = rng.integers(-1, 12, (20, 0 if loss == "squared" else 3)).astype(np.int32)
+    start, l2, mean, rate = tables(5), 0.05, 0.4, 0.1
+
+    def objective(t):
+        total = 0.0
+        for line, entry in enumerate(order.tolist()):
+            u = int(np.searchsorted(np.asarray(rows.indptr), entry, side="right")) - 1
+            i, own = int(rows.indices[entry]), loss != "bpr"
+
+            def squares(*items, own=own, u=u):
+                of_user = jnp.sum(t.users[u] ** 2) + own * t.user_bias[u] ** 2
+                return 0.5 * l2 * (of_user + sum(jnp.sum(t.items[j] ** 2) + t.item_bias[j] ** 2 for j in items))
+
+            def score(j, own=own, u=u):
+                return t.users[u] @ t.items[j] + t.item_bias[j] + own * (t.user_bias[u] + mean)
+
+            met = [j for j in negatives[line].tolist() if j >= 0]
+            if loss == "squared":
+                total += 0.5 * (rows.values[entry] - score(i)) ** 2 + squares(i)
+            elif loss == "logistic":
+                total += jnp.log1p(jnp.exp(-score(i))) + squares(i)
+                total += sum(jnp.log1p(jnp.exp(score(j))) + squares(j) for j in met)
+            else:
+                total += sum(jnp.log1p(jnp.exp(score(j) - score(i))) + squares(i, j) for j in met)
+        return total
+
+    rule = RULES[optimizer](rate)
+    change, _ = rule.update(jax.grad(objective)(start), rule.init(start), start)
+    expected = optax.apply_updates(start, change)
+    found, _, _ = minibatch.sweep(
+        start,
+        slots_of(start, optimizer),
+        rows,
+        order,
+        jnp.asarray(negatives),
+        loss=loss,
+        batch_size=32,
+        optimizer=optimizer,
+        learning_rate=rate,
+        l2=l2,
+        mean=mean,
+        biases=True,
+    )
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+@each_optimizer
+def test_every_row_has_an_optimizer_of_its_own(optimizer):
+    rng = np.random.default_rng(0)
+    table = jnp.asarray(rng.normal(size=(6, 3)), jnp.float32)
+    slots, found = minibatch.start_slots(table, optimizer), table
+    ids = np.array([[0, 2, 2, 9], [2, 3, 0, 9], [0, 0, 0, 4]], np.int32)  # 9 is beyond the table
+    gradients = rng.normal(size=(3, 4, 3)).astype(np.float32)
+    for batch, gradient in zip(ids, gradients, strict=True):
+        found, slots = minibatch.update_rows(
+            found, slots, jnp.asarray(batch), jnp.asarray(gradient), optimizer=optimizer, learning_rate=0.1
+        )
+    rule = RULES[optimizer](0.1)
+    for row in range(6):
+        expected = table[row]
+        state = rule.init(expected)
+        for batch, gradient in zip(ids, gradients, strict=True):
+            if row in batch:
+                change, state = rule.update(jnp.asarray(gradient[batch == row].sum(0)), state)
+                expected = expected + change
+        np.testing.assert_allclose(found[row], expected, rtol=1e-5, atol=1e-6)
+        for slot, value in zip(slots, jax.tree.leaves(state), strict=True):
+            np.testing.assert_allclose(slot[row], value, rtol=1e-5, atol=1e-7)
+
+
+@each_optimizer
+def test_ratings_recover_what_was_planted(optimizer):
+    x, matrix = planted(density=0.8)
+    rate = {"sgd": 0.03, "adagrad": 0.2, "adam": 0.02}[optimizer]
+    mf = biased_mf(4, learning_rate=rate, l2=0.005, batch_size=64, optimizer=optimizer)
+    state, _ = fit(mf, x, key=KEY, steps=150, progress=False)
+    users, items = np.indices(matrix.shape).reshape(2, -1)
+    error = np.asarray(predict(state, users, items)) - matrix.ravel()
+    assert np.sqrt(np.mean(error**2)) < 0.25 * matrix.std()
+
+
+@pytest.mark.parametrize("build", [bpr, logistic_mf])
+def test_rankers_recover_what_was_planted(build):
+    x, hidden = checkerboard()
+    algorithm = build(4, learning_rate=0.1, l2=1e-3, negatives=3, batch_size=64, optimizer="adagrad")
+    state, history = fit(algorithm, x, key=KEY, steps=60, progress=False)
+    assert history.loss[-1] < 0.5 * history.loss[0]
+    ids = np.asarray(recommend(state, np.arange(x.n_users), 1, seen=x)[0])[:, 0]
+    some = hidden.reshape(x.shape).any(1)
+    assert hidden.reshape(x.shape)[np.arange(x.n_users), ids][some].mean() > 0.85  # a quarter by chance
+
+
+def test_a_model_keeps_what_its_optimizer_remembers():
+    x, _ = planted()
+    algorithm = biased_mf(4, batch_size=64, optimizer="adam")
+    data = x.to_device()
+    state, _ = fit(algorithm, data, key=KEY, steps=2, progress=False)
+    arrays, described = saved_models.flatten(state)
+    restored = saved_models.restore(described, arrays)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    after, again = (algorithm.step(KEY, s, data)[0] for s in (state, restored))
+    for one, other in zip(jax.tree.leaves(after), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": "adam"}, "optimizer='adam' moves rows by batches and needs a batch_size"),
+        ({"batch_size": 0}, "batch_size=0 must be finite and at least 1"),
+        ({"batch_size": 8, "hogwild": True}, "batch_size=8 and hogwild=True exclude each other"),
+    ],
+)
+@pytest.mark.parametrize("build", [biased_mf, bpr, logistic_mf])
+def test_what_cannot_be_is_refused(build, options, message):
+    with pytest.raises(ValueError, match=message):
+        build(4, **options)
+
+
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(ValueError, match=r"optimizer 'rmsprop' must be one of \['adagrad', 'adam', 'sgd'\]"):
+        unwrap(minibatch.optimizer_of)("rmsprop", 0.1)
+
+
+def test_a_state_without_slots_is_refused():
+    data = planted()[0].to_device()
+    state = biased_mf(4).init(KEY, data)
+    with pytest.raises(ValueError, match="was made without a batch_size"):
+        biased_mf(4, batch_size=64).step(KEY, state, data)
