@@ -6,7 +6,7 @@ same distribution everywhere.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,26 +29,38 @@ def permutation(key: PRNGKeyArray, n: int, *, implementation: Implementation = "
     return dispatch(PERMUTATION, jax.random.key_data(key), implementation=implementation, n=n)
 
 
-def stages(
-    key: PRNGKeyArray, rows: CSR, n_columns: int, blocks: int = 16, *, implementation: Implementation = "auto"
-) -> tuple[Int32[Array, " nnz"], Int32[Array, "blocks blocks_1"]]:
+class Stages(NamedTuple):
     """A random order of all entries in which several can be worked off at once without meeting.
 
-    Rows and columns are parted at random into `blocks` groups of about equally many entries. In stage t, block b holds
-    the entries of row group b in column group `(b + t) mod blocks`: the blocks of a stage share no row and no column.
+    Attributes:
+        order: The entries; block b of stage t is `order[bounds[t, b] : bounds[t, b + 1]]`.
+        bounds: See above.
+        columns: The columns of each group, -1 where it has fewer; block b of stage t holds those of group
+            `(b + t) mod blocks`.
+    """
 
-    Returns:
-        `(order, bounds)`: block b of stage t is `order[bounds[t, b] : bounds[t, b + 1]]`, row by row.
+    order: Int32[Array, " nnz"]
+    bounds: Int32[Array, "blocks blocks_1"]
+    columns: Int32[Array, "blocks width"]
+
+
+def stages(
+    key: PRNGKeyArray, rows: CSR, n_columns: int, blocks: int = 16, *, implementation: Implementation = "auto"
+) -> Stages:
+    """Rows and columns in random groups, so that the blocks of a stage share no row and no column.
+
+    There are `blocks` groups of rows with about equally many entries, and as many of equally many columns. In stage t,
+    block b holds the entries of row group b in column group `(b + t) mod blocks`, row by row.
 
     Source: Gemulla, Nijkamp, Haas, Sismanis 2011, "Large-Scale Matrix Factorization with Distributed Stochastic
     Gradient Descent", section 4.
 
     >>> rows = CSR(jnp.array([0, 2, 4], jnp.int32), jnp.array([0, 1, 0, 1], jnp.int32), jnp.ones(1))
-    >>> order, bounds = stages(jax.random.key(0), rows, 2, blocks=2)
-    >>> sorted(order.tolist()), bounds[0, 0].item(), bounds[-1, -1].item()
-    ([0, 1, 2, 3], 0, 4)
+    >>> order, bounds, columns = stages(jax.random.key(0), rows, 2, blocks=2)
+    >>> sorted(order.tolist()), bounds[0, 0].item(), bounds[-1, -1].item(), sorted(columns.ravel().tolist())
+    ([0, 1, 2, 3], 0, 4, [0, 1])
     """
-    order, ends = dispatch(
+    order, ends, columns = dispatch(
         STAGES,
         jax.random.key_data(key),
         rows.indptr,
@@ -58,7 +70,9 @@ def stages(
         blocks=blocks,
     )
     first = jnp.arange(blocks, dtype=jnp.int32)[:, None] * blocks
-    return order, ends[first + jnp.arange(blocks + 1, dtype=jnp.int32)[None, :]]
+    width = -(-n_columns // blocks)
+    columns = jnp.pad(columns, (0, blocks * width - n_columns), constant_values=-1).reshape(blocks, width)
+    return Stages(order, ends[first + jnp.arange(blocks + 1, dtype=jnp.int32)[None, :]], columns)
 
 
 def negatives(
@@ -69,6 +83,7 @@ def negatives(
     per_row: int,
     *,
     weights: Float[Array, " n_columns"] | None = None,
+    pools: tuple[Int32[Array, "n_pools width"], Int32[Array, " batch"]] | None = None,
     implementation: Implementation = "auto",
 ) -> Int32[Array, "batch per_row"]:
     """Random columns that are not among each row's positives.
@@ -80,6 +95,7 @@ def negatives(
         n_columns: Columns to draw from.
         per_row: How many for each.
         weights: Relative frequency of each column, such as `popularity ** 0.5`; uniform if None.
+        pools: Sets of columns, filled up with -1, and from which of them each line is drawn; all columns if None.
         implementation: See `kernels.op.dispatch`.
 
     Returns:
@@ -89,16 +105,21 @@ def negatives(
     >>> negatives(jax.random.key(0), rows, jnp.zeros(2, jnp.int32), 3, 2).tolist()
     [[1, 1], [1, 1]]
     """
-    cumulative = jnp.zeros(0, jnp.float32) if weights is None else jnp.cumsum(weights / jnp.sum(weights))
+    columns, pool_of = pools or (jnp.arange(n_columns, dtype=jnp.int32)[None], jnp.zeros(rows.shape[0], jnp.int32))
+    cumulative = jnp.zeros((0, 0), jnp.float32)
+    if weights is not None:
+        cumulative = jnp.cumsum(jnp.where(columns >= 0, weights[columns], 0.0), axis=1)
+        cumulative = cumulative / jnp.maximum(cumulative[:, -1:], jnp.finfo(jnp.float32).tiny)
     return dispatch(
         NEGATIVES,
         jax.random.key_data(key),
         positives.indptr,
         positives.indices,
         rows,
+        columns,
+        pool_of,
         cumulative,
         implementation=implementation,
-        n_columns=n_columns,
         per_row=per_row,
     )
 
@@ -107,43 +128,46 @@ def _permutation_reference(seed: Array, *, n: int) -> Array:
     return jax.random.permutation(jax.random.wrap_key_data(seed), n).astype(jnp.int32)
 
 
-def _stages_reference(seed, indptr, indices, *, n_columns: int, blocks: int) -> tuple[Array, Array]:
+def _stages_reference(seed, indptr, indices, *, n_columns: int, blocks: int) -> tuple[Array, Array, Array]:
     n_rows, nnz = indptr.shape[0] - 1, indices.shape[0]
     row_key, column_key = jax.random.split(jax.random.wrap_key_data(seed))
     lengths = jnp.diff(indptr)
-    counts = jnp.zeros(n_columns, jnp.int32).at[indices].add(1)
 
-    def groups(key, sizes):
-        """Place in a random order, and the group: entries that come before, in parts of equal size."""
+    def groups(key, sizes, total):
+        """A random order, the place of each in it, and the group: what comes before, in parts of equal size."""
         order = jax.random.permutation(key, sizes.shape[0]).astype(jnp.int32)
         before = jnp.cumsum(sizes[order]) - sizes[order]
-        part = jnp.minimum(before // max(-(-nnz // blocks), 1), blocks - 1).astype(jnp.int32)
+        part = jnp.minimum(before // max(-(-total // blocks), 1), blocks - 1).astype(jnp.int32)
         place = jnp.zeros_like(order).at[order].set(jnp.arange(sizes.shape[0], dtype=jnp.int32))
-        return place, part[place]
+        return order, place, part[place]
 
-    (row_place, row_group), (_, column_group) = groups(row_key, lengths), groups(column_key, counts)
+    _, row_place, row_group = groups(row_key, lengths, nnz)
+    columns, _, column_group = groups(column_key, jnp.ones(n_columns, jnp.int32), n_columns)
     row_of = jnp.repeat(jnp.arange(n_rows, dtype=jnp.int32), lengths, total_repeat_length=nnz)
     stage = (column_group[indices] - row_group[row_of]) % blocks
     block = stage * blocks + row_group[row_of]
     order = jnp.lexsort((row_place[row_of], block)).astype(jnp.int32)
     ends = jnp.searchsorted(block[order], jnp.arange(blocks * blocks + 1, dtype=jnp.int32)).astype(jnp.int32)
-    return order, ends
+    return order, ends, columns
 
 
-def _negatives_reference(seed, indptr, indices, rows, cumulative, *, n_columns: int, per_row: int) -> Array:
-    shape = rows.shape[0], per_row
+def _negatives_reference(seed, indptr, indices, rows, columns, pool_of, cumulative, *, per_row: int) -> Array:
+    shape, width = (rows.shape[0], per_row), columns.shape[1]
 
     def draw(key):
         if cumulative.shape[0] == 0:
-            return jax.random.randint(key, shape, 0, n_columns, jnp.int32)
-        place = jnp.searchsorted(cumulative, jax.random.uniform(key, shape), side="right")
-        return jnp.minimum(place, n_columns - 1).astype(jnp.int32)
+            place = jax.random.randint(key, shape, 0, width, jnp.int32)
+        else:
+            parts = jax.random.uniform(key, shape)
+            place = jax.vmap(lambda own, part: jnp.searchsorted(own, part, side="right"))(cumulative[pool_of], parts)
+            place = place.astype(jnp.int32)
+        return jnp.where(place < width, columns[pool_of[:, None], jnp.minimum(place, width - 1)], -1)
 
     def again(carry):
         tries, key, found, wrong = carry
         key, own = jax.random.split(key)
         found = jnp.where(wrong, draw(own), found)
-        return tries + 1, key, found, contains(indptr, indices, rows, found)
+        return tries + 1, key, found, (found < 0) | contains(indptr, indices, rows, found)
 
     start = jnp.int32(0), jax.random.wrap_key_data(seed), jnp.zeros(shape, jnp.int32), jnp.ones(shape, bool)
     _, _, found, wrong = lax.while_loop(lambda carry: (carry[0] < TRIES) & jnp.any(carry[3]), again, start)

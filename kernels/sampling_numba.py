@@ -20,20 +20,20 @@ def permutation(seed, *, n: int):
     return order
 
 
-def negatives(seed, indptr, indices, rows, cumulative, *, n_columns: int, per_row: int):
+def negatives(seed, indptr, indices, rows, columns, pool_of, cumulative, *, per_row: int):
     """The Numba implementation of `sampling.NEGATIVES`."""
     result = jax.ShapeDtypeStruct((rows.shape[0], per_row), jnp.int32)
-    numbers = jnp.full(1, n_columns, jnp.int32)
-    (found,) = xla_ffi.call("negatives", _negatives, [result], seed, indptr, indices, rows, cumulative, numbers)
+    arguments = seed, indptr, indices, rows, columns, pool_of, cumulative
+    (found,) = xla_ffi.call("negatives", _negatives, [result], *arguments)
     return found
 
 
 def stages(seed, indptr, indices, *, n_columns: int, blocks: int):
     """The Numba implementation of `sampling.STAGES`."""
-    results = [jax.ShapeDtypeStruct((n,), jnp.int32) for n in (indices.shape[0], blocks * blocks + 1)]
-    numbers = jnp.asarray([n_columns, blocks], jnp.int32)
-    order, ends = xla_ffi.call("stages", _stages, results, seed, indptr, indices, numbers)
-    return order, ends
+    results = [jax.ShapeDtypeStruct((n,), jnp.int32) for n in (indices.shape[0], blocks * blocks + 1, n_columns)]
+    numbers = jnp.full(1, blocks, jnp.int32)
+    order, ends, columns = xla_ffi.call("stages", _stages, results, seed, indptr, indices, numbers)
+    return order, ends, columns
 
 
 @numba.njit(cache=True, nogil=True)
@@ -75,25 +75,23 @@ def _permute(state, order):
 
 
 @numba.njit(cache=True, nogil=True)
-def _groups(state, sizes, total, n_groups):
-    """A random order, and the group of each member: what comes before it, in parts of equal size."""
-    order, group = np.empty(len(sizes), np.int32), np.empty(len(sizes), np.int32)
+def _groups(state, sizes, total, n_groups, order):
+    """Writes a random order; returns the group of each member: what comes before it, in parts of equal size."""
+    group = np.empty(len(sizes), np.int32)
     _permute(state, order)
     part, before = max(-(-total // n_groups), 1), 0
     for member in order:
         group[member] = min(before // part, n_groups - 1)
         before += sizes[member]
-    return order, group
+    return group
 
 
 @numba.njit(cache=True, nogil=True)
-def _stages(seed, indptr, indices, numbers, order, ends):
-    n_rows, n_columns, blocks = len(indptr) - 1, numbers[0], numbers[1]
-    lengths, counts = np.diff(indptr), np.zeros(n_columns, np.int32)
-    for column in indices:
-        counts[column] += 1
-    rows, row_group = _groups(_start(seed, 0), lengths, len(indices), blocks)
-    _, column_group = _groups(_start(seed, 1), counts, len(indices), blocks)
+def _stages(seed, indptr, indices, numbers, order, ends, columns):
+    n_rows, blocks = len(indptr) - 1, numbers[0]
+    rows = np.empty(n_rows, np.int32)
+    row_group = _groups(_start(seed, 0), np.diff(indptr), len(indices), blocks, rows)
+    column_group = _groups(_start(seed, 1), np.ones(len(columns), np.int32), len(columns), blocks, columns)
     ends[:] = 0
     for row in range(n_rows):
         for k in range(indptr[row], indptr[row + 1]):
@@ -110,20 +108,18 @@ def _stages(seed, indptr, indices, numbers, order, ends):
 
 @numba.njit(cache=True, nogil=True)
 def _has(indices, low, high, column):
-    """Whether an ascending run of indices holds a column, by bisection."""
-    end = high
-    while low < high:
-        middle = (low + high) // 2
-        if indices[middle] < column:
-            low = middle + 1
-        else:
-            high = middle
-    return low < end and indices[low] == column
+    """Whether an ascending run of indices holds a column, by a bisection without branches to foretell."""
+    length = high - low
+    while length > 1:
+        half = length >> 1
+        low += half * np.int64(indices[low + half] <= column)
+        length -= half
+    return length == 1 and indices[low] == column
 
 
 @numba.njit(parallel=True, nogil=True, cache=True)
-def _negatives(seed, indptr, indices, rows, cumulative, numbers, found):
-    n_columns = numbers[0]
+def _negatives(seed, indptr, indices, rows, columns, pool_of, cumulative, found):
+    width = columns.shape[1]
     queue = np.zeros(1, np.int64)
     for _worker in numba.prange(WORKERS):
         while True:
@@ -132,16 +128,17 @@ def _negatives(seed, indptr, indices, rows, cumulative, numbers, found):
                 break
             for k in range(first, min(first + _CHUNK, len(rows))):
                 begin, end = np.int64(indptr[rows[k]]), np.int64(indptr[rows[k] + 1])
-                state = _start(seed, k)
-                for place in range(found.shape[1]):
-                    found[k, place] = -1
+                pool, state = pool_of[k], _start(seed, k)
+                for negative in range(found.shape[1]):
+                    found[k, negative] = -1
                     for _try in range(TRIES):
                         state += np.uint64(0x9E3779B97F4A7C15)
                         if len(cumulative):
                             part = np.float32(_mix(state) >> np.uint64(40)) * np.float32(2.0**-24)
-                            column = min(np.searchsorted(cumulative, part, side="right"), n_columns - 1)
+                            place = np.searchsorted(cumulative[pool], part, side="right")
                         else:
-                            column = _below(_mix(state), n_columns)
-                        if not _has(indices, begin, end, column):
-                            found[k, place] = column
+                            place = _below(_mix(state), width)
+                        column = columns[pool, place] if place < width else np.int32(-1)
+                        if column >= 0 and not _has(indices, begin, end, column):
+                            found[k, negative] = column
                             break

@@ -105,33 +105,74 @@ def test_permutations(implementation):
 @each_implementation
 @pytest.mark.parametrize("blocks", [1, 3, 16])
 def test_blocks_of_a_stage_share_no_row_and_no_column(rows, implementation, blocks):
-    order, bounds = map(np.asarray, sampling.stages(KEY, rows, 12, blocks, implementation=implementation))
+    order, bounds, groups = map(np.asarray, sampling.stages(KEY, rows, 12, blocks, implementation=implementation))
     assert sorted(order) == list(range(rows.nnz))
+    assert sorted(groups[groups >= 0]) == list(range(12))
+    assert groups.shape == (blocks, -(-12 // blocks))
     assert bounds.shape == (blocks, blocks + 1)
     np.testing.assert_array_equal(bounds[1:, 0], bounds[:-1, -1])
     row_of, columns = np.repeat(np.arange(9), np.diff(rows.indptr)), np.asarray(rows.indices)
-    for ends in bounds:
+    for stage, ends in enumerate(bounds):
         entries = [order[low:high] for low, high in itertools.pairwise(ends)]
+        for block, own in enumerate(entries):
+            assert np.isin(columns[own], groups[(block + stage) % blocks]).all()
         for side in (row_of, columns):
             seen = [set(side[e].tolist()) for e in entries]
             assert sum(map(len, seen)) == len(set().union(*seen))
-    again, _ = sampling.stages(KEY, rows, 12, blocks, implementation=implementation)
-    np.testing.assert_array_equal(order, again)
-    other, _ = sampling.stages(jax.random.key(5), rows, 12, blocks, implementation=implementation)
-    assert (order != np.asarray(other)).any()
+    again = sampling.stages(KEY, rows, 12, blocks, implementation=implementation)
+    np.testing.assert_array_equal(order, again.order)
+    other = sampling.stages(jax.random.key(5), rows, 12, blocks, implementation=implementation)
+    assert (order != np.asarray(other.order)).any()
 
 
 @pytest.mark.parametrize("rank", [5, 40])
-def test_stages_on_several_threads_equal_one_entry_after_the_other(rows, rank):
-    order, bounds = sampling.stages(KEY, rows, 12, 4)
-    none, options = jnp.zeros((rows.nnz, 0), jnp.int32), {"loss": "squared", "learning_rate": 0.1, "l2": 0.05}
-    together, total = sgd.sweep(tables(rank), rows, order, none, bounds, **options)
-    alone, whole = sgd.sweep(tables(rank), rows, order, none, implementation="numba", **options)
+@pytest.mark.parametrize("loss", ["squared", "logistic", "bpr"])
+def test_stages_on_several_threads_equal_one_entry_after_the_other(rows, rank, loss):
+    """Negatives included, where they come from the columns of the block."""
+    order, bounds, groups = sampling.stages(KEY, rows, 12, 4)
+    group_of = np.argsort(np.asarray(groups).ravel()) // groups.shape[1]
+    pools = groups, jnp.asarray(group_of[np.asarray(rows.indices[order])], jnp.int32)
+    row_of = np.repeat(np.arange(9), np.diff(rows.indptr))[np.asarray(order)]
+    drawn = sampling.negatives(KEY, rows, jnp.asarray(row_of, jnp.int32), 12, 2, pools=pools)
+    assert 0 < np.sum(np.asarray(drawn) >= 0) < drawn.size  # where a row has all of a group there is none
+    drawn, options = drawn[:, : 0 if loss == "squared" else 2], {"loss": loss, "learning_rate": 0.1, "l2": 0.05}
+    together, total = sgd.sweep(tables(rank), rows, order, drawn, bounds, **options)
+    alone, whole = sgd.sweep(tables(rank), rows, order, drawn, implementation="numba", **options)
     for one, other in zip(together, alone, strict=True):
         np.testing.assert_array_equal(one, other)
     np.testing.assert_allclose(total, whole, rtol=1e-5)
     with pytest.raises(ValueError, match="need no hogwild"):
-        sgd.sweep(tables(rank), rows, order, none, bounds, hogwild=True, **options)
+        sgd.sweep(tables(rank), rows, order, drawn, bounds, hogwild=True, **options)
+
+
+@each_implementation
+@pytest.mark.parametrize("weighted", [False, True])
+def test_negatives_of_pools_are_of_their_pool_and_as_frequent_as_asked(rows, implementation, weighted):
+    weights = jnp.arange(12, dtype=jnp.float32) if weighted else None
+    columns = jnp.array([[7, 2, 11, 4], [0, -1, -1, -1], [5, 9, 6, -1]], jnp.int32)
+    pool_of = np.tile(np.arange(3, dtype=np.int32), 2000)
+    of_empty = jnp.full(len(pool_of), 4, jnp.int32)
+    drawn = sampling.negatives(
+        KEY,
+        rows,
+        of_empty,
+        12,
+        2,
+        weights=weights,
+        pools=(columns, jnp.asarray(pool_of)),
+        implementation=implementation,
+    )
+    for pool, own in enumerate(np.asarray(columns)):
+        own = own[own >= 0]
+        shares = own / max(own.sum(), 1) if weighted else np.full(len(own), 1 / len(own))
+        found = np.asarray(drawn)[pool_of == pool].ravel()
+        counts = np.bincount(found + 1, minlength=13)[1:] / len(found)
+        np.testing.assert_allclose(counts[own], shares, atol=0.03)
+        assert counts.sum() == pytest.approx(shares.sum())  # nothing of column 0, whose weight is 0
+    of_full = sampling.negatives(
+        KEY, rows, jnp.full(8, 5, jnp.int32), 12, 2, pools=(columns, jnp.full(8, 2, jnp.int32))
+    )
+    assert (np.asarray(of_full) == -1).all()  # row 5 has all of the last pool
 
 
 @each_implementation

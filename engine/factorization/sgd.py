@@ -20,6 +20,8 @@ from .parts import check_shape_parameters, info_of, random_rows, require_at_leas
 
 _Objective = TypeVar("_Objective", RatingSgd, BprSgd, LogisticSgd)
 
+_STAGES, _LEAST_POOL = 16, 64  # of an epoch; and items that negatives are drawn from
+
 
 class _Execution(NamedTuple):
     """How the steps of an epoch are taken: by the kernel, one after the other, or by batches in JAX."""
@@ -96,7 +98,7 @@ def _rating_step(execution: _Execution) -> Callable[..., tuple[Factors, Info]]:
         if execution.hogwild or execution.batch_size is not None:
             order = sampling.permutation(key, rows.nnz, implementation=implementation)
         else:
-            order, bounds = sampling.stages(key, rows, data.shape[1], implementation=implementation)
+            order, bounds, _ = sampling.stages(key, rows, data.shape[1], implementation=implementation)
         none = jnp.zeros((order.shape[0], 0), jnp.int32)
         return _sweep(state, rows, order, none, bounds, "squared", True, execution)
 
@@ -110,6 +112,7 @@ def bpr(
     l2: Any = 0.01,
     negatives: int = 1,
     popularity_exponent: float = 0.0,
+    verify_negatives: bool = True,
     biases: bool = True,
     init_std: float = 1.0,
     hogwild: bool = False,
@@ -120,18 +123,21 @@ def bpr(
     """Bayesian personalized ranking: what a user met above what it did not.
 
     A step goes down the gradient of `softplus(s(u, j) - s(u, i)) + l2 / 2 (|x_u|^2 + |y_i|^2 + |y_j|^2 + biases^2)` of
-    every interaction once, in random order, each with freshly drawn negatives j.
+    every interaction once, in random order, each with freshly drawn negatives j. Of 1,024 items or more, the order is
+    that of `kernels.sampling.stages`, and negatives are drawn from the items of the block, a sixteenth chosen at random
+    anew each time, so that several threads never meet.
 
     Args:
         rank: Length of the vectors.
         learning_rate: At least 0.
         l2: At least 0.
-        negatives: Drawn for each interaction, at least 1, from what its user never met.
+        negatives: Drawn for each interaction, at least 1.
         popularity_exponent: Negatives are drawn as often as items were met, to this power; 0 is uniform.
+        verify_negatives: Whether negatives are only what their user never met; else all items, as some recipes have it.
         biases: Whether items have a bias.
         init_std: As in `biased_mf`.
-        hogwild: Several threads at once without locks: faster, and no two runs alike. Else one thread, and the key
-            decides.
+        hogwild: A fully random order, and negatives from all items, on several threads without locks, so that no two
+            runs are alike. Else the key decides.
         batch_size, optimizer, implementation: As in `biased_mf`.
 
     Returns:
@@ -145,7 +151,7 @@ def bpr(
     """
     objective = _objective(BprSgd, learning_rate, l2)
     execution = _execution(hogwild, batch_size, optimizer, implementation)
-    step = _ranking_step("bpr", negatives, biases, execution)
+    step = _ranking_step("bpr", negatives, verify_negatives, biases, execution)
     return _ranking("BPR", rank, init_std, objective, popularity_exponent, step, execution)
 
 
@@ -156,6 +162,7 @@ def logistic_mf(
     l2: Any = 0.005,
     negatives: int = 8,
     popularity_exponent: float = 0.0,
+    verify_negatives: bool = True,
     biases: bool = True,
     init_std: float = 1.0,
     hogwild: bool = False,
@@ -175,13 +182,13 @@ def logistic_mf(
     """
     objective = _objective(LogisticSgd, learning_rate, l2, negatives=scalar(negatives), user_biases=scalar(biases))
     execution = _execution(hogwild, batch_size, optimizer, implementation)
-    step = _ranking_step("logistic", negatives, biases, execution)
+    step = _ranking_step("logistic", negatives, verify_negatives, biases, execution)
     return _ranking("logistic MF", rank, init_std, objective, popularity_exponent, step, execution)
 
 
 @functools.cache
 def _ranking_step(
-    loss: sgd.Loss, negatives: int, biases: bool, execution: _Execution
+    loss: sgd.Loss, negatives: int, verify: bool, biases: bool, execution: _Execution
 ) -> Callable[..., tuple[Factors, Info]]:
     require_at_least(1, negatives=negatives)
     implementation = execution.implementation
@@ -189,18 +196,28 @@ def _ranking_step(
     def step(key: PRNGKeyArray, state: Factors, data: SparseMatrix) -> tuple[Factors, Info]:
         order_key, negative_key = jax.random.split(key)
         rows, n_items = data.by_user, data.shape[1]
-        order = sampling.permutation(order_key, rows.nnz, implementation=implementation)
-        weights = getattr(state.objective, "popularity", None)
+        bounds = pools = None
+        if execution.hogwild or execution.batch_size is not None or n_items < _STAGES * _LEAST_POOL:
+            order = sampling.permutation(order_key, rows.nnz, implementation=implementation)
+        else:
+            # Negatives from the items of the block, which are a random group, so that no other thread meets them.
+            order, bounds, groups = sampling.stages(order_key, rows, n_items, _STAGES, implementation=implementation)
+            numbers = jnp.broadcast_to(jnp.arange(_STAGES, dtype=jnp.int32)[:, None], groups.shape)
+            group_of = jnp.zeros(n_items, jnp.int32)
+            group_of = group_of.at[jnp.where(groups < 0, n_items, groups)].set(numbers, mode="drop")
+            pools = groups, group_of[rows.indices[order]]
+        none = CSR(jnp.zeros_like(rows.indptr), rows.indices[:0], rows.values)
         drawn = sampling.negatives(
             negative_key,
-            rows,
+            rows if verify else none,
             entries(rows)[0][order],
             n_items,
             negatives,
-            weights=weights,
+            weights=getattr(state.objective, "popularity", None),
+            pools=pools,
             implementation=implementation,
         )
-        return _sweep(state, rows, order, drawn, None, loss, biases, execution)
+        return _sweep(state, rows, order, drawn, bounds, loss, biases, execution)
 
     return step
 
