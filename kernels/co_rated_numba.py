@@ -34,19 +34,15 @@ def _search(indptr, indices, values, t_indptr, t_indices, t_values, rows, number
     n_rows, shrink, min_support = len(indptr) - 1, numbers[0], numbers[1]
     queue = np.zeros(1, np.int64)
     for _worker in numba.prange(WORKERS):
-        sums, met, packed = np.zeros((n_rows, 4), np.float32), np.empty(n_rows, np.int32), np.empty(n_rows, np.int64)
+        first = simd.take_number(queue, 0) * _ROWS
+        width = n_rows if first < len(rows) else 0  # whoever finds nothing left to do takes no memory
+        sums, met, packed = np.zeros((width, 4), np.float32), np.empty(width, np.int32), np.empty(width, np.int64)
         bits = sums.view(np.int32)
-        while True:
-            first = simd.take_number(queue, 0) * _ROWS
-            if first >= len(rows):
-                break
+        while first < len(rows):
             for q in range(first, min(first + _ROWS, len(rows))):
                 row = rows[q]
                 begin, end = indptr[row], indptr[row + 1]
-                if kind[0] == 0:
-                    n_met = _add_products(begin, end, indices, values, t_indptr, t_indices, t_values, sums, met)
-                else:
-                    n_met = _add_differences(begin, end, indices, values, t_indptr, t_indices, t_values, sums, met)
+                n_met = _add_shared(begin, end, indices, values, t_indptr, t_indices, t_values, kind[0] == 1, sums, met)
                 ids[q] = -1
                 scores[q] = -np.inf
                 n_found = 0
@@ -69,12 +65,16 @@ def _search(indptr, indices, values, t_indptr, t_indices, t_values, rows, number
                         sums[j, 0] = 0
                         n_found += 1
                 take_best(packed, n_found, ids[q], scores[q])
+            first = simd.take_number(queue, 0) * _ROWS
     status[0] = 1
 
 
 @numba.njit(cache=True, nogil=True)
-def _add_products(begin, end, indices, values, t_indptr, t_indices, t_values, sums, met):
-    """Adds `1, x y, x^2, y^2` of every column that another row shares; returns how many rows `met` then lists."""
+def _add_shared(begin, end, indices, values, t_indptr, t_indices, t_values, differences, sums, met):
+    """Adds `1, x y, x^2, y^2` of every column that another row shares; returns how many rows `met` then lists.
+
+    With `differences` it adds `1, (x - y)^2`.
+    """
     step, t_step = np.int64(len(values) > 1), np.uint32(len(t_values) > 1)
     n_met = 0
     for entry in range(begin, end):
@@ -85,24 +85,10 @@ def _add_products(begin, end, indices, values, t_indptr, t_indices, t_values, su
                 met[n_met] = other
                 n_met += 1
             sums[other, 0] += np.float32(1)
-            sums[other, 1] += x * y
-            sums[other, 2] += x * x
-            sums[other, 3] += y * y
-    return n_met
-
-
-@numba.njit(cache=True, nogil=True)
-def _add_differences(begin, end, indices, values, t_indptr, t_indices, t_values, sums, met):
-    """Adds `1, (x - y)^2` in the same way."""
-    step, t_step = np.int64(len(values) > 1), np.uint32(len(t_values) > 1)
-    n_met = 0
-    for entry in range(begin, end):
-        column, x = indices[entry], values[entry * step]
-        for place in range(np.uint32(t_indptr[column]), np.uint32(t_indptr[column + 1])):
-            other, y = np.uint32(t_indices[place]), t_values[place * t_step]
-            if sums[other, 0] == 0:
-                met[n_met] = other
-                n_met += 1
-            sums[other, 0] += np.float32(1)
-            sums[other, 1] += (x - y) * (x - y)
+            if differences:
+                sums[other, 1] += (x - y) * (x - y)
+            else:
+                sums[other, 1] += x * y
+                sums[other, 2] += x * x
+                sums[other, 3] += y * y
     return n_met

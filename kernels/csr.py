@@ -133,23 +133,35 @@ def stable_order(rows, indptr, previous):
 
 
 @numba.njit(cache=True, nogil=True)
-def transpose(indptr, indices, n_columns):
-    """CSR of the transposed matrix: `(indptr, indices, source)`.
-
-    `source[k]` is the place in the input of the k-th entry of the output, so that values and
-    timestamps follow by one gather.
-    """
+def transpose(indptr, indices, values, n_columns):
+    """CSR of the transposed matrix: `(indptr, indices, values)`; values of size 1 stand for all and stay so."""
     indptr_t = count_rows(indices, n_columns)
     cursor = indptr_t[:-1].copy()
     indices_t = np.empty(len(indices), np.int32)
-    source = np.empty(len(indices), np.int64)
+    values_t = values.copy()
+    one_each = len(values) > 1
     for row in range(len(indptr) - 1):
         for k in range(indptr[row], indptr[row + 1]):
             place = cursor[indices[k]]
             cursor[indices[k]] = place + 1
             indices_t[place] = row
-            source[place] = k
-    return indptr_t, indices_t, source
+            if one_each:
+                values_t[place] = values[k]
+    return indptr_t, indices_t, values_t
+
+
+@numba.njit(cache=True, nogil=True)
+def count_reached(indptr, indices, t_indptr, k):
+    """Sum over rows of how many entries the rows of a table have that a row points to, or k where that is less."""
+    total = 0
+    for row in range(len(indptr) - 1):
+        reached = 0
+        for place in range(indptr[row], indptr[row + 1]):
+            reached += t_indptr[indices[place] + 1] - t_indptr[indices[place]]
+            if reached >= k:
+                break
+        total += min(reached, k)
+    return total
 
 
 @numba.njit(cache=True, nogil=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int32
 
 from . import neighbor_mean_numba
@@ -35,6 +37,10 @@ def weighted_mean(
     Returns:
         The means; 0 where b has no value for any neighbour of a.
 
+    Raises:
+        ValueError: `rows` and `others` of different lengths; or, where it is concrete, a column of `similar` or
+            `values` outside `[0, n)`, or k below 1.
+
     >>> indptr = jnp.array([0, 3, 3, 3, 3, 3], jnp.int32)
     >>> similar = CSR(indptr, jnp.array([4, 2, 1], jnp.int32), jnp.array([0.9, 0.5, 0.25]))
     >>> values = CSR(jnp.array([0, 2], jnp.int32), jnp.array([1, 2], jnp.int32), jnp.array([3.0, 6.0]))
@@ -42,8 +48,26 @@ def weighted_mean(
     >>> [weighted_mean(similar, values, zero, zero, k).item() for k in (1, 2)]
     [6.0, 5.0]
     """
+    if rows.shape != others.shape:
+        raise ValueError(f"kernels.neighbor_mean: {rows.shape=} and {others.shape=} must be the same")
+    if not isinstance(k, Tracer) and int(k) < 1:
+        raise ValueError(f"kernels.neighbor_mean: k={int(k)} must be at least 1")
+    for name, matrix in (("similar", similar), ("values", values)):
+        if matrix.nnz and not isinstance(matrix.indices, Tracer):
+            _require_columns(name, matrix, similar.n_rows)
     number = jnp.asarray(k, jnp.int32).reshape(1)
     return dispatch(OP, *similar, *values, rows, others, number, implementation=implementation)
+
+
+def _require_columns(name: str, matrix: CSR, n: int) -> None:
+    with jax.ensure_compile_time_eval():
+        least, greatest = int(jnp.min(matrix.indices)), int(jnp.max(matrix.indices))
+    for column in (least, greatest):
+        if not 0 <= column < n:
+            raise ValueError(
+                f"kernels.neighbor_mean: {name} has column {column}; similar has {n} rows and so must be [{n}, {n}], "
+                f"and values [m, {n}]"
+            )
 
 
 def _reference(s_indptr, s_indices, s_values, indptr, indices, values, rows, others, k) -> Array:

@@ -27,11 +27,9 @@ def _means(s_indptr, s_indices, s_values, indptr, indices, values, rows, others,
     s_step, step = np.int64(len(s_values) > 1), np.int64(len(values) > 1)
     queue = np.zeros(1, np.int64)
     for _worker in numba.prange(WORKERS):
-        by_column = np.full(n_columns, np.nan, np.float32)
-        while True:
-            first = simd.take_number(queue, 0) * _PAIRS
-            if first >= len(rows):
-                break
+        first = simd.take_number(queue, 0) * _PAIRS
+        by_column = np.full(n_columns if first < len(rows) else 0, np.nan, np.float32)
+        while first < len(rows):
             last = np.int64(-1)
             for pair in range(first, min(first + _PAIRS, len(rows))):
                 other = np.int64(others[pair])
@@ -55,4 +53,5 @@ def _means(s_indptr, s_indices, s_values, indptr, indices, values, rows, others,
             if last >= 0:
                 for place in range(indptr[last], indptr[last + 1]):
                     by_column[indices[place]] = np.nan
+            first = simd.take_number(queue, 0) * _PAIRS
     status[0] = 1

@@ -26,7 +26,7 @@ def search_rows(*arguments, k: int, similarity: str):
         jax.ShapeDtypeStruct((1,), jnp.int32),
     ]
     # Sorted, so that one pointer walks through it.
-    exclude = jnp.sort(exclude, axis=1)
+    exclude = jnp.sort(exclude, axis=1) if exclude.shape[1] > 1 else exclude
     kind = jnp.full(1, _SIMILARITIES[similarity], jnp.int32)
     masks = (seen_indptr, seen_indices, seen_rows, exclude, among, allow)
     ids, scores, status = xla_ffi.call("sparse_top_k", _search, results, *others, shrink[None], kind, *masks)
@@ -59,18 +59,16 @@ def _search(
     status,
 ):
     batch, n_columns = len(rows), dense.shape[1]
-    padded = (n_columns + 63) // 64 * 64
     queue = np.zeros(1, np.int64)
     for _worker in numba.prange(WORKERS):
-        tile = np.zeros((1, padded), np.float32)
+        first = simd.take_number(queue, 0) * _ROWS
+        width = n_columns if first < batch else 0  # whoever finds nothing left to do takes no memory
+        tile = np.zeros((1, (width + 63) // 64 * 64), np.float32)
         total = tile[0]
-        met, inside = np.zeros(n_columns, np.bool_), np.zeros(n_columns if among.shape[1] else 0, np.bool_)
-        columns, packed = np.empty(n_columns, np.int32), np.empty(n_columns, np.int64)
+        met, inside = np.zeros(width, np.bool_), np.zeros(width if among.shape[1] else 0, np.bool_)
+        columns, packed = np.empty(width, np.int32), np.empty(width, np.int64)
         bits = total.view(np.int32)
-        while True:
-            first = simd.take_number(queue, 0) * _ROWS
-            if first >= batch:
-                break
+        while first < batch:
             for q in range(first, min(first + _ROWS, batch)):
                 row = rows[q]
                 begin, end = indptr[row], indptr[row + 1]
@@ -135,6 +133,7 @@ def _search(
                 for place in range(among.shape[1]):
                     if among[q, place] >= 0:
                         inside[among[q, place]] = False
+            first = simd.take_number(queue, 0) * _ROWS
     status[0] = 1
 
 

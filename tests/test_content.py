@@ -107,6 +107,23 @@ def test_users_without_history_get_nothing_of_sparse_features(x):
     assert ids.tolist() == [[-1] * 3]
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_features_of_any_scale_are_compared(x, features, scale):
+    found, expected = (recommend(content_profiles(x, features=features * by), [0, 1], 5) for by in (scale, 1))
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-4)
+
+
+def test_repeated_entries_of_sparse_features_add_up(x):
+    rows = np.arange(N_ITEMS)
+    twice = scipy.sparse.csr_array(
+        (np.ones(2 * N_ITEMS), np.repeat(rows % 5, 2), np.append(2 * rows, 2 * N_ITEMS)), shape=(N_ITEMS, 5)
+    )
+    found, expected = (jax.tree.leaves(content_profiles(x, features=f)) for f in (twice, twice.toarray()))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
 def test_forms_of_features_are_one(x):
     dense = np.abs(np.where(np.random.default_rng(2).random((N_ITEMS, 6)) < 0.3, 1.5, 0))
     expected = jax.tree.leaves(content_profiles(x, features=dense))
@@ -130,6 +147,9 @@ def test_forms_of_features_are_one(x):
         ({"features": np.ones((3, 2))}, FeatureError, "features of 3 items; the interactions have 40"),
         ({"features": np.ones(N_ITEMS)}, FeatureError, "must be .n_items, n_features.; got shape"),
         ({"features": np.full((N_ITEMS, 2), np.nan)}, FeatureError, "nan in row 0 is not a finite"),
+        ({"features": np.full((N_ITEMS, 2), 1j)}, FeatureError, "must be real numbers: got complex128"),
+        ({"features": [["a"]] * N_ITEMS}, FeatureError, "must be real numbers: could not convert string to float"),
+        ({"features": np.ma.masked_equal(np.eye(N_ITEMS), 1)}, FeatureError, "features are masked at 40 places"),
         ({"features": np.ones((N_ITEMS, 2)), "columns": {"a": "text"}}, ValueError, "nothing to make"),
     ],
 )

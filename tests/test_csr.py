@@ -36,10 +36,12 @@ def test_sort_pairs_orders_by_row_column_and_position(pairs):
 def test_transpose_is_the_sort_by_the_other_side(pairs):
     rows, columns = _arrays(sorted(set(pairs)))
     indptr, _ = naive.csr_rows(rows.tolist(), columns.tolist(), N_ROWS)
-    indptr_t, rows_t, source = csr.transpose(np.asarray(indptr, np.int64), columns, N_COLUMNS)
+    values, one = np.arange(len(rows), dtype=np.float32), np.ones(1, np.float32)
+    indptr_t, rows_t, values_t = csr.transpose(np.asarray(indptr, np.int64), columns, values, N_COLUMNS)
     expected_indptr, expected_source = naive.csr_rows(columns.tolist(), rows.tolist(), N_COLUMNS)
     assert indptr_t.tolist() == expected_indptr
-    assert source.tolist() == expected_source
+    assert values_t.tolist() == expected_source
+    assert csr.transpose(np.asarray(indptr, np.int64), columns, one, N_COLUMNS)[2].tolist() == [1]
     assert rows_t.tolist() == rows[expected_source].tolist()
 
 

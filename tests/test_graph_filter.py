@@ -63,6 +63,14 @@ def test_scores_are_those_of_the_formula(x, implementation):
     np.testing.assert_allclose(np.take_along_axis(expected, np.asarray(ids), axis=1), best, rtol=1e-3, atol=1e-4)
 
 
+def test_users_go_by_blocks_where_the_graph_has_many(x, monkeypatch):
+    model = gf_cf(x, key=KEY, rank=3)
+    expected = model.scores(jnp.arange(40))
+    monkeypatch.setattr("affinax.engine.neighbors.graph_filter._HELD", 7 * 40)
+    found = model.scores(jnp.arange(40))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_all_singular_vectors_of_small_data(x):
     expected = naive.graph_filter(x.to_scipy().toarray(), 40, 0.5)
     np.testing.assert_allclose(gf_cf(x, key=KEY, alpha=0.5).scores(jnp.arange(40)), expected, rtol=1e-3, atol=1e-4)
@@ -85,6 +93,8 @@ def test_camps_are_kept_apart():
 def test_newcomers_with_the_history_of_users_get_the_same(x):
     model, some = gf_cf(x, key=KEY, rank=3), x.select(x.users < 5)
     expected = recommend(model, np.arange(5), 6)[0]
+    rated = some.with_values(1 + np.arange(some.nnz) % 5)  # values do not count
+    np.testing.assert_array_equal(recommend(model, np.arange(5), 6, history=rated)[0], expected)
     np.testing.assert_array_equal(recommend(with_history(model, some), np.arange(5), 6)[0], expected)
     np.testing.assert_array_equal(recommend(model, np.arange(5), 6, history=some)[0], expected)
 
@@ -92,6 +102,7 @@ def test_newcomers_with_the_history_of_users_get_the_same(x):
 def test_protocols_and_tiny_data(x):
     train, test = x.split("random", test_fraction=0.3)
     assert 0 < evaluate(gf_cf(train, key=KEY, rank=4), test, train=train).means["ndcg_at_10"] < 1
+    assert recommend(gf_cf(train, key=KEY, rank=4), np.zeros(0, np.int32), 3)[0].shape == (0, 3)
     one = Interactions.from_coo([0], [0])
     assert recommend(gf_cf(one, key=KEY), [0], 3, seen=one)[0].tolist() == [[-1, -1, -1]]
 
@@ -99,9 +110,10 @@ def test_protocols_and_tiny_data(x):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 0}, "rank=0 must be finite and at least 1"),
+        ({"rank": 0}, "rank=0 must be a whole number and at least 1"),
+        ({"rank": 2.5}, "rank=2.5 must be a whole number"),
         ({"alpha": -0.1}, "alpha=-0.1 must be finite and at least 0"),
-        ({"power_iterations": -1}, "power_iterations=-1 must be finite and at least 0"),
+        ({"power_iterations": -1}, "power_iterations=-1 must be a whole number and at least 0"),
     ],
 )
 def test_wrong_parameters_are_refused(x, options, message):

@@ -111,6 +111,11 @@ def test_millions_of_possible_cells_are_never_held():
             r"user \d+, item \d+ at position 0 is not missing \(2 such\)",
         ),
         (lambda x: fit_imputation(x, "user-mean").apply(x, [4, 4], [1, 1]), InteractionError, "occurs more than once"),
+        (
+            lambda x: fit_imputation(x, "user-mean").apply(Interactions.from_coo([0], [0], [1.0]), [4], [1]),
+            InteractionError,
+            r"ratings of shape \(1, 1\); this imputation was fitted on \(12, 9\)",
+        ),
         (lambda x: fit_imputation(x, "user-mean").apply(x.with_values(None), [4], [1]), InteractionError, "no values"),
     ],
 )
@@ -165,6 +170,10 @@ def test_regression_knows_more_than_the_mean(table):
             lambda t: fit_column_imputation(t.with_columns(age=pl.lit(None, pl.Float64)), "mean"),
             "column 'age': all 60 values are missing",
         ),
+        (lambda t: fit_column_imputation(t, "mean", columns="age"), "columns='age' must be a list of names"),
+        (lambda t: fit_column_imputation(t, "mean", columns=["age", "age"]), "must be a list of names, each once"),
+        (lambda t: fit_column_imputation(t.to_pandas(), "mean"), "must be a polars DataFrame; got pandas"),
+        (lambda t: fit_column_imputation(t, "mean").apply(t.to_pandas()), "must be a polars DataFrame; got pandas"),
         (lambda t: fit_column_imputation(t, "mean", columns=["town"]), "the table has no column 'town'"),
         (lambda t: fit_column_imputation(t, "mean", columns=["city"]), "column 'city' is String; only numbers"),
         (lambda t: fit_column_imputation(t.select("city"), "mean"), r"no numeric column to impute among \['city'\]"),

@@ -463,6 +463,22 @@ def test_co_rated_refuses(change, message):
         unwrap(co_rated.search)(**(arguments | change))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"similar": as_csr(np.eye(3, 4, 1, dtype=np.float32))}, r"similar has column 3; similar has 3 rows"),
+        ({"values": as_csr(np.ones((2, 5), np.float32))}, r"values has column 4; .* and values \[m, 3\]"),
+        ({"others": jnp.zeros(2, jnp.int32)}, r"rows.shape=\(1,\) and others.shape=\(2,\) must be the same"),
+        ({"k": 0}, "k=0 must be at least 1"),
+    ],
+)
+def test_neighbor_mean_refuses(change, message):
+    square, one = as_csr(np.eye(3, dtype=np.float32)), jnp.zeros(1, jnp.int32)
+    arguments = {"similar": square, "values": square, "rows": one, "others": one, "k": 1}
+    with pytest.raises(ValueError, match=message):
+        unwrap(neighbor_mean.weighted_mean)(**(arguments | change))
+
+
 def test_sparse_product_refuses_other_widths():
     with pytest.raises(ValueError, match=r"rows.shape=\(2, 4\) must be \[batch, 3\]"):
         unwrap(sparse_product.multiply)(jnp.ones((2, 4)), as_csr(np.eye(3, dtype=np.float32)), 3)

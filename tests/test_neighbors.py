@@ -12,7 +12,7 @@ import scipy.sparse
 
 from affinax.engine.data import InteractionError, Interactions
 from affinax.engine.evaluation import evaluate, evaluate_sampled
-from affinax.engine.neighbors import cosine_similarity, ease, item_knn, item_weights, random, rp3beta, user_knn
+from affinax.engine.neighbors import cosine_similarity, ease, item_knn, memory, random, rp3beta, user_knn
 from affinax.engine.retrieval import recommend, similar_items, with_history
 from affinax.kernels.csr import CSR
 
@@ -71,6 +71,42 @@ def test_the_nearest_are_those_of_the_dense_matrix(x, side, options):
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("options", SIMILARITIES, ids=lambda o: "-".join(map(str, o.values())))
+@pytest.mark.parametrize("side", ["items", "users"])
+def test_without_values_every_interaction_counts_one(x, side, options):
+    build = item_knn if side == "items" else user_knn
+    bare, ones = (
+        build(x.with_values(values), neighbors=N_USERS + N_ITEMS, **options)
+        for values in (None, np.ones(x.nnz, np.float32))
+    )
+    found, expected = (m.weights if side == "items" else m.neighbors for m in (bare, ones))
+    n = x.n_items if side == "items" else x.n_users
+    np.testing.assert_allclose(dense_of(found, n), dense_of(expected, n), rtol=1e-5, atol=1e-6)
+    assert np.asarray(bare.history.values if side == "items" else bare.interactions.by_item.values).tolist() == [1.0]
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_values_of_any_scale_are_compared(x, scale):
+    found, expected = (item_knn(x.with_values(x.values * np.float32(by))).weights for by in (scale, 1))
+    np.testing.assert_allclose(dense_of(found, N_ITEMS), dense_of(expected, N_ITEMS), rtol=1e-5)
+
+
+@pytest.mark.parametrize("weighting", ["tf-idf", "bm25"])
+def test_weightings_refuse_values_below_0_and_bear_zeros(x, weighting):
+    values = x.values.copy()
+    values[[5, 8]] = -1.5
+    message = f"value -1.5 of user {x.users[5]}, item {x.items[5]} must be at least 0 .2 such"
+    with pytest.raises(InteractionError, match=f"{weighting} weighs counts: {message}"):
+        item_knn(x.with_values(values), weighting=weighting)
+    assert user_knn(x.with_values(0 * x.values), weighting=weighting, b=1.0).neighbors.nnz == 0
+
+
+def test_no_newcomers(x):
+    for options in ({}, {"weighting": "bm25"}):
+        nobody = with_history(user_knn(x, **options), csr_of(np.zeros((0, N_ITEMS))))
+        assert nobody.n_users == 0
+
+
 @pytest.mark.parametrize("build", [item_knn, user_knn, rp3beta])
 def test_only_the_nearest_are_kept(x, build):
     kept, whole = build(x, neighbors=4), build(x, neighbors=100)
@@ -107,14 +143,29 @@ def test_ease_is_its_closed_form(x):
     assert np.abs(np.asarray(binary) - expected).max() > 0.01
 
 
-def test_the_array_of_ease_is_not_copied():
-    array = item_weights._aligned_zeros(33)
-    assert jax.device_put(array, may_alias=True).unsafe_buffer_pointer() == array.ctypes.data
+def test_large_arrays_are_not_copied():
+    array = memory.aligned_zeros((33, 33), np.float32)
+    assert memory.as_jax(array).unsafe_buffer_pointer() == array.ctypes.data
+
+
+def test_more_neighbors_than_memory_are_refused_with_the_estimate(x, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda: 1024)
+    # Of item 9, which nobody met, there are none; the others come to at most 50.
+    with pytest.raises(MemoryError, match=r"the 50 nearest of each of 60 rows needs .* KiB \(free here: 1.0 KiB"):
+        item_knn(x, neighbors=50)
+
+
+def test_the_neighbors_of_a_few_of_many_rows_take_little_memory(monkeypatch):
+    """Three items of 100,000 share users: lists of 200 for each would be 153 MiB."""
+    x = Interactions.from_coo([0, 0, 0], [0, 5, 99_999], n_items=100_000)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 10_000)
+    model = rp3beta(x, neighbors=200)
+    assert model.weights.nnz == 6
 
 
 def test_more_items_than_memory_are_refused_with_the_estimate(x, monkeypatch):
-    monkeypatch.setattr(item_weights, "_free_bytes", lambda: 10_000)
-    with pytest.raises(MemoryError, match=r"EASE on 60 items needs .* GiB .*item_knn\(neighbors=200\) needs"):
+    monkeypatch.setattr(memory, "free_bytes", lambda: 10_000)
+    with pytest.raises(MemoryError, match=r"EASE on 60 items needs .* KiB .*item_knn\(neighbors=200\) needs"):
         ease(x)
 
 
@@ -263,7 +314,7 @@ def test_similar_items_are_the_weights(x):
         similar_items(model, [60])
 
 
-def test_cosine_of_rows():
+def test_cosine_of_rows(monkeypatch):
     rng = np.random.default_rng(1)
     a, b = rng.normal(size=(5, 7)), np.where(rng.random((4, 7)) < 0.4, 1.0, 0.0)
     b[2] = 0
@@ -278,6 +329,19 @@ def test_cosine_of_rows():
     np.testing.assert_allclose(mapped[:, 0], expected, rtol=1e-5, atol=1e-6)
     slope = jax.grad(lambda q: cosine_similarity(forms[0][0], q).sum())(forms[1][0])
     assert np.isfinite(np.asarray(slope)).all()
+    sparse, dense = forms[0][1], forms[1][0]
+    monkeypatch.setattr("affinax.engine.neighbors.similarity._PRODUCTS", 12)  # three entries at a time
+    np.testing.assert_allclose(cosine_similarity(sparse, dense), expected, rtol=1e-5, atol=1e-6)
+    of_dense = jax.grad(lambda q: (cosine_similarity(forms[0][0], q) ** 3).sum())(dense)
+    of_sparse = jax.grad(lambda q: (cosine_similarity(sparse, q) ** 3).sum())(dense)
+    np.testing.assert_allclose(of_sparse, of_dense, rtol=1e-4, atol=1e-5)
+    whole = jnp.array([[100, 100], [3, 4]], jnp.int8)  # whose squares are beyond int8
+    np.testing.assert_allclose(cosine_similarity(whole, whole)[0, 0], 1, rtol=1e-6)
+    for wrong, message in ((dense[0], r"rows must be \[n, d\]; got shape"), (sparse, "have column 6, and n_columns=4")):
+        with pytest.raises(ValueError, match=message):
+            cosine_similarity(wrong, sparse, n_columns=4)
+    with pytest.raises(TypeError, match=r"rows must be an array .* got csr_array"):
+        unwrap(cosine_similarity)(scipy.sparse.csr_array(a), dense)
     for one, other in ((forms[0][0], jnp.ones((2, 6))), (forms[0][1], forms[1][1])):
         with pytest.raises(ValueError, match="one width"):
             cosine_similarity(one, other)
@@ -291,13 +355,15 @@ def csr_of(dense):
 @pytest.mark.parametrize(
     ("build", "options", "message"),
     [
-        (item_knn, {"neighbors": 0}, "neighbors=0 must be at least 1"),
+        (item_knn, {"neighbors": 0}, "neighbors=0 must be a whole number and at least 1"),
+        (rp3beta, {"neighbors": 0}, "neighbors=0 must be a whole number"),
         (item_knn, {"similarity": "cosin"}, "similarity='cosin' must be one of"),
         (user_knn, {"weighting": "idf"}, "weighting='idf' must be one of"),
         (user_knn, {"weighting": "bm25", "similarity": "jaccard"}, "goes with similarity"),
         (item_knn, {"shrink": -1.0}, "shrink=-1.0 must be at least 0"),
         (item_knn, {"shrink": 1.0, "similarity": "dot"}, "and 0 with similarity"),
-        (item_knn, {"k1": 0.0}, "k1=0.0 must be above 0"),
+        (item_knn, {"k1": 0.0}, "k1=0.0 must be finite and above 0"),
+        (item_knn, {"k1": float("inf")}, "k1=inf must be finite"),
         (rp3beta, {"alpha": -0.5}, "alpha=-0.5 must be finite"),
         (rp3beta, {"beta": float("nan")}, "beta=nan must be finite"),
         (ease, {"l2": 0.0}, "l2=0.0 must be finite and above 0"),

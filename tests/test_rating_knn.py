@@ -13,7 +13,7 @@ import scipy.sparse
 from affinax.engine.data import InteractionError, Interactions
 from affinax.engine.evaluation import evaluate, evaluate_ratings
 from affinax.engine.factorization import baseline_estimates
-from affinax.engine.neighbors import item_knn, knn_baseline
+from affinax.engine.neighbors import item_knn, knn_baseline, memory
 from affinax.engine.retrieval import predict, recommend, similar_items, with_history
 
 from . import naive
@@ -153,10 +153,11 @@ def test_models_that_only_rank_predict_nothing(x):
     [
         ({"side": "rows"}, "side='rows' must be one of"),
         ({"similarity": "pearson"}, "similarity='pearson' must be one of"),
-        ({"neighbors": 0}, "neighbors=0 must be finite and at least 1"),
+        ({"neighbors": 0}, "neighbors=0 must be a whole number and at least 1"),
+        ({"neighbors": 2.5}, "neighbors=2.5 must be a whole number"),
         ({"candidates": 3}, "candidates=3 must be at least neighbors=40"),
         ({"shrink": -1.0}, "shrink=-1.0 must be finite and at least 0"),
-        ({"min_support": 0}, "min_support=0 must be finite and at least 1"),
+        ({"min_support": 0}, "min_support=0 must be a whole number and at least 1"),
         ({"l2_items": -1.0}, "l2_items=-1.0 must be finite and at least 0"),
     ],
 )
@@ -165,6 +166,22 @@ def test_wrong_parameters_are_refused(x, options, message):
         unwrap(knn_baseline)(x, **options)
 
 
+def test_more_candidates_than_memory_are_refused_with_the_estimate(x, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda: 1024)
+    # No more than the others that an item shares a user with: of an item that nobody met there are none.
+    with pytest.raises(MemoryError, match=r"the 23 nearest of each of 23 rows needs 4.0 KiB \(free here: 1.0 KiB\)"):
+        knn_baseline(x)
+
+
 def test_ratings_are_needed(x):
     with pytest.raises(InteractionError, match="have no values"):
         knn_baseline(x.with_values(None))
+    with pytest.raises(InteractionError, match="answers to ratings, and these histories have no values"):
+        with_history(knn_baseline(x), x.with_values(None))
+
+
+@pytest.mark.parametrize("similarity", ["pearson-baseline", "cosine", "msd"])
+@pytest.mark.parametrize("side", ["items", "users"])
+def test_ratings_that_are_all_the_same_are_predicted(x, side, similarity):
+    model = knn_baseline(x.with_values(np.full(x.nnz, 3.5)), side=side, similarity=similarity)
+    np.testing.assert_allclose(predict(model, *ALL), 3.5, rtol=1e-6)

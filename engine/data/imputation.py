@@ -53,10 +53,14 @@ class RatingImputation:
         """Ratings with these missing cells filled in; the filled ones have no time, and so none has.
 
         Raises:
-            InteractionError: As `values`, ratings without values, or a cell that is not missing.
+            InteractionError: As `values`; ratings without values, or of other users and items than it was fitted on;
+                a cell that is not missing.
         """
         if x.values is None:
             raise InteractionError("imputed ratings need others beside them, and these interactions have no values")
+        fitted = len(self.user_means), len(self.item_means)
+        if x.shape != fitted:
+            raise InteractionError(f"ratings of shape {x.shape}; this imputation was fitted on {fitted}")
         users, items = self._cells(users, items)
         there = np.isin(users.astype(np.int64) * x.n_items + items, x.users.astype(np.int64) * x.n_items + x.items)
         if there.any():
@@ -146,6 +150,7 @@ class ColumnImputation:
         """
         import polars as pl
 
+        _require_frame(frame)
         filled = self.imputer.transform(_numbers(frame, self.names))
         return frame.with_columns(pl.Series(name, filled[:, place]) for place, name in enumerate(self.names))
 
@@ -163,7 +168,8 @@ def fit_column_imputation(
         seed: Of the regression.
 
     Raises:
-        FeatureError: A column without a single number, with an infinite one, that is not numeric, or none at all.
+        FeatureError: No polars frame, no column, one that is named twice or is not numeric, has no number at all or an
+            infinite one.
         ValueError: An unknown kind, or scikit-learn is not installed.
 
     Source: van Buuren, Groothuis-Oudshoorn 2011, "mice: Multivariate Imputation by Chained Equations in R".
@@ -175,8 +181,11 @@ def fit_column_imputation(
     """
     if kind not in COLUMN_KINDS:
         raise ValueError(f"{kind=} must be one of {COLUMN_KINDS}")
+    _require_frame(frame)
     if columns is None:
         columns = [name for name in frame.columns if frame[name].dtype.is_numeric()]
+    if isinstance(columns, str) or len(set(columns)) < len(columns):
+        raise FeatureError(f"{columns=} must be a list of names, each once")
     if not columns:
         raise FeatureError(f"no numeric column to impute among {frame.columns}")
     numbers = _numbers(frame, columns)
@@ -193,6 +202,13 @@ def fit_column_imputation(
         raise ValueError("imputation of columns needs scikit-learn: pip install 'affinax[features]'") from error
     imputer = IterativeImputer(random_state=seed) if kind == "regression" else SimpleImputer(strategy=kind)
     return ColumnImputation(kind, tuple(columns), imputer.fit(numbers))
+
+
+def _require_frame(frame: pl.DataFrame) -> None:
+    import polars as pl
+
+    if not isinstance(frame, pl.DataFrame):
+        raise FeatureError(f"the table must be a polars DataFrame; got {type(frame).__module__}.{type(frame).__name__}")
 
 
 def _numbers(frame: pl.DataFrame, columns: tuple[str, ...] | list[str]) -> np.ndarray:

@@ -166,12 +166,14 @@ class Interactions:
         return _frozen(np.repeat(np.arange(self.n_users, dtype=np.int32), np.diff(self.indptr)))
 
     def by_item(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`(indptr [n_items + 1] int64, users [nnz] int32, source [nnz] int64)`: the same sorted by item and user.
+        """`(indptr [n_items + 1] int64, users [nnz] int32, values [nnz] float32)`: the same sorted by item and user.
 
-        `source[k]` is the place, in this object's order, of the k-th interaction of that order. Computed at each call:
-        kept, it would double the memory of the data.
+        Without values these are one 1, for all. Computed at each call: kept, it would double the memory of the data.
         """
-        return csr.transpose(self.indptr, self.items, self.n_items)
+        return csr.transpose(self.indptr, self.items, self._values_or_one(), self.n_items)
+
+    def _values_or_one(self) -> np.ndarray:
+        return np.ones(1, np.float32) if self.values is None else self.values
 
     def items_of(self, user: int) -> np.ndarray:
         """Items of one user, ascending."""
@@ -200,19 +202,12 @@ class Interactions:
                 f"{self.nnz:,} interactions exceed the {csr.MAX_INDEX:,} that one device can index; "
                 "use blocks(rows_per_block, entries_per_block)"
             )
-        indptr_t, users, source = self.by_item()
-        one = np.ones(1, np.float32)
+        by_user = self.indptr, self.items, self._values_or_one()
         return csr.SparseMatrix(
-            by_user=csr.CSR(
-                jnp.asarray(self.indptr.astype(np.int32)),
-                jnp.asarray(self.items),
-                jnp.asarray(one if self.values is None else self.values),
-            ),
-            by_item=csr.CSR(
-                jnp.asarray(indptr_t.astype(np.int32)),
-                jnp.asarray(users),
-                jnp.asarray(one if self.values is None else self.values[source]),
-            ),
+            *(
+                csr.CSR(jnp.asarray(indptr.astype(np.int32)), jnp.asarray(indices), jnp.asarray(values))
+                for indptr, indices, values in (by_user, self.by_item())
+            )
         )
 
     def blocks(self, max_entries: int) -> Iterator[tuple[int, csr.CSR]]:

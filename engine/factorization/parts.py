@@ -52,6 +52,13 @@ def require_at_least(bound: int, **parameters: Any) -> None:
             raise ValueError(f"{name}={value} must be finite and at least {bound}")
 
 
+def require_whole(bound: int, **parameters: Any) -> None:
+    """Checks numbers that say how many there are of something."""
+    for name, value in parameters.items():
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < bound:
+            raise ValueError(f"{name}={value!r} must be a whole number and at least {bound}")
+
+
 def check_shape_parameters(rank: int, init_std: float) -> None:
     """Refuses a rank below 1 and a standard deviation below 0."""
     require_at_least(1, rank=rank)

@@ -87,7 +87,7 @@ def content_profiles(
         `ContentProfiles`. Where features are sparse, items that share nothing with a profile are not answered.
 
     Raises:
-        FeatureError: No features, a row for too few or too many items, or a number that is not finite.
+        FeatureError: No features, a row for too few or too many items, or what is no finite number.
 
     Source: Lops, de Gemmis, Semeraro 2011, "Content-based Recommender Systems: State of the Art and Trends".
 
@@ -117,9 +117,21 @@ def _matrix(features: Any) -> scipy.sparse.csr_array:
     import scipy.sparse
 
     matrix: Any = features.matrix if isinstance(features, Features) else features
-    if not scipy.sparse.issparse(matrix) and np.ndim(matrix) != 2:
-        raise FeatureError(f"features must be [n_items, n_features]; got shape {np.shape(matrix)}")
-    matrix = scipy.sparse.csr_array(matrix, dtype=np.float32)
+    if np.ma.is_masked(matrix):  # NumPy would give what is under the mask
+        raise FeatureError(f"features are masked at {int(np.ma.count_masked(matrix)):,} places; fill those in")
+    if not scipy.sparse.issparse(matrix):
+        matrix = np.asarray(matrix)
+    if matrix.ndim != 2:
+        raise FeatureError(f"features must be [n_items, n_features]; got shape {matrix.shape}")
+    try:
+        if matrix.dtype.kind == "c":
+            raise TypeError(f"got {matrix.dtype}")
+        matrix = scipy.sparse.csr_array(matrix, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise FeatureError(f"features must be real numbers: {error}. fit_features encodes other columns") from error
+    if not matrix.has_canonical_format:
+        matrix = matrix.copy()
+        matrix.sum_duplicates()
     if not np.isfinite(matrix.data).all():
         entry = int(np.argmin(np.isfinite(matrix.data)))
         row = int(np.searchsorted(matrix.indptr, entry, side="right")) - 1
@@ -153,10 +165,11 @@ def _profiles(history: CSR, model: ContentProfiles) -> CSR:
 
 def _unit_rows(matrix: scipy.sparse.csr_array) -> tuple[scipy.sparse.csr_array, np.ndarray]:
     """Rows of length 1, and the lengths they had; a row of zeros stays one."""
-    squares = matrix.multiply(matrix).sum(axis=1)
-    lengths = np.sqrt(np.asarray(squares, np.float64))
+    n_rows = shape_of(matrix)[0]
+    row = np.repeat(np.arange(n_rows), np.diff(matrix.indptr))
+    lengths = np.sqrt(np.bincount(row, np.square(matrix.data, dtype=np.float64), n_rows))
     unit = matrix.copy()
-    unit.data = (unit.data / np.repeat(np.where(lengths > 0, lengths, 1), np.diff(matrix.indptr))).astype(np.float32)
+    unit.data = (unit.data / np.where(lengths > 0, lengths, 1)[row]).astype(np.float32)
     unit.eliminate_zeros()
     return unit, lengths.astype(np.float32)
 

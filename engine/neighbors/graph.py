@@ -33,7 +33,8 @@ def rp3beta(
         implementation: See `kernels.op.dispatch`.
 
     Returns:
-        `ItemWeights` with sparse weights, whose users are those of the interactions.
+        `ItemWeights` with sparse weights, whose users are those of the interactions; the values of newcomers'
+        histories, where they have any, weigh.
 
     Raises:
         ValueError: A parameter out of its range.

@@ -14,10 +14,11 @@ from ...kernels import sparse_product
 from ...kernels.csr import CSR, SparseMatrix, over_entries
 from ...kernels.op import Implementation
 from ..data.interactions import Interactions
-from ..factorization.parts import require_at_least
+from ..factorization.parts import require_at_least, require_whole
 from ..factorization.svd import randomized_svd
 
 _ENTRIES = 1 << 12  # of histories, written at a time
+_HELD = 1 << 22  # numbers of rows over all users of the graph
 
 _svd = jax.jit(randomized_svd, static_argnames=("rank", "oversampling", "power_iterations", "implementation"))
 
@@ -26,7 +27,7 @@ class GraphFilter(NamedTuple):
     """`score(u) = h_u (N^T N + alpha D^-1/2 V V^T D^1/2)`, h_u being the history of u.
 
     Attributes:
-        history: A row for each user: what the scores are made of.
+        history: A row for each user, of ones: what the scores are made of.
         graph: N, the interactions with each divided by the square roots of its user's and its item's number of them.
         vectors: V, the leading right singular vectors of N.
         roots: The diagonal of D^1/2, the square root of each item's number of interactions.
@@ -48,7 +49,17 @@ class GraphFilter(NamedTuple):
         return self.graph.by_item.n_rows
 
     def scores(self, users: Int32[Array, " batch"]) -> Float[Array, "batch n_items"]:
-        """Scores of all items."""
+        """Scores of all items, for as many users at a time as rows over all users of the graph can be held of."""
+        batch = users.shape[0]
+        block = max(1, min(batch, _HELD // self.graph.by_user.n_rows))
+
+        def one_block(first):
+            return self._filtered(users[jnp.minimum(first + jnp.arange(block, dtype=jnp.int32), batch - 1)])
+
+        found = lax.map(one_block, jnp.arange(0, batch, block, dtype=jnp.int32))
+        return found.reshape(-1, self.n_items)[:batch]
+
+    def _filtered(self, users: Int32[Array, " batch"]) -> Float[Array, "batch n_items"]:
         indptr, indices, values = self.history
         roots = jnp.where(self.roots > 0, self.roots, 1.0)
 
@@ -72,8 +83,8 @@ class GraphFilter(NamedTuple):
         return near + self.alpha * roots[None] * smooth
 
     def with_history(self, history: CSR) -> GraphFilter:
-        """The same filter for users with other histories."""
-        return self._replace(history=history)
+        """The same filter for users with other histories, of which values do not count either."""
+        return self._replace(history=history._replace(values=jnp.ones(1)))
 
 
 def gf_cf(
@@ -94,7 +105,7 @@ def gf_cf(
     Args:
         interactions: What to learn from; only who met what counts, not the values.
         key: Of the random projection that finds V.
-        rank: Singular vectors, at least 1; all there are where both sides have no more.
+        rank: Singular vectors, at least 1; all there are where a side has no more.
         alpha: At least 0.
         power_iterations: See `randomized_svd`.
         implementation: See `kernels.op.dispatch`.
@@ -113,8 +124,9 @@ def gf_cf(
     >>> recommend(gf_cf(x, key=jax.random.key(0), rank=2), [0], 1, seen=x)[0].tolist()
     [[2]]
     """
-    require_at_least(1, rank=rank)
-    require_at_least(0, alpha=alpha, power_iterations=power_iterations)
+    require_whole(1, rank=rank)
+    require_whole(0, power_iterations=power_iterations)
+    require_at_least(0, alpha=alpha)
     x = interactions.with_values(None)
     user_roots = np.sqrt(np.diff(x.indptr))
     item_roots = np.sqrt(np.bincount(x.items, minlength=x.n_items))

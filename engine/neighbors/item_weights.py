@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
-import jax
 import numpy as np
 
 from ...kernels import gramian
 from ..data.interactions import Interactions
+from .memory import aligned_zeros, as_jax, readable, require_memory
 from .models import ItemWeights
 
 
@@ -40,14 +38,13 @@ def ease(interactions: Interactions, *, l2: float = 250.0) -> ItemWeights:
     if not (l2 > 0 and np.isfinite(l2)):
         raise ValueError(f"{l2=} must be finite and above 0")
     n = interactions.n_items
-    _require_memory(n)
-    x, values = interactions, np.ones(1, np.float32)
-    indptr_t, users, source = x.by_item()
-    values_t = values
-    if x.values is not None:
-        values, values_t = x.values, x.values[source]
-    del source
-    matrix = _aligned_zeros(n)
+    require_memory(
+        1.1 * 4 * n**2, f"EASE on {n:,} items", f"item_knn(neighbors=200) needs {readable(16 * 200 * n)} at most"
+    )
+    x = interactions
+    values = np.ones(1, np.float32) if x.values is None else x.values
+    indptr_t, users, values_t = x.by_item()
+    matrix = aligned_zeros((n, n), np.float32)
     gramian.add_gramian(x.indptr, x.items, values, indptr_t, users, values_t, matrix)
     matrix.flat[:: n + 1] += np.float32(l2)
     # A symmetric matrix is its own transpose, and LAPACK wants columns: its lower triangle is our upper one.
@@ -61,34 +58,4 @@ def ease(interactions: Interactions, *, l2: float = 250.0) -> ItemWeights:
     gramian.mirror_upper(matrix)
     matrix /= -np.diagonal(matrix).copy()
     np.fill_diagonal(matrix, 0.0)
-    return ItemWeights(interactions.to_device().by_user, jax.device_put(matrix, may_alias=True))
-
-
-def _aligned_zeros(n: int) -> np.ndarray:
-    """Zeros `[n, n]` that begin at a multiple of 64 bytes: only such an array is taken by JAX as it is."""
-    buffer = np.zeros(n * n + 16, np.float32)
-    first = -buffer.ctypes.data % 64 // 4
-    return buffer[first : first + n * n].reshape(n, n)
-
-
-def _require_memory(n_items: int) -> None:
-    needed, free = 4 * n_items**2 * 1.1, _free_bytes()
-    if free is not None and needed > free:
-        raise MemoryError(
-            f"EASE on {n_items:,} items needs {needed / 2**30:.1f} GiB for its Gramian (free here: "
-            f"{free / 2**30:.1f} GiB). item_knn(neighbors=200) needs {n_items * 200 * 16 / 2**30:.1f} GiB"
-        )
-
-
-def _free_bytes() -> int | None:
-    """Memory that can be had without swapping, or None where the system does not say."""
-    try:
-        with open("/proc/meminfo") as lines:
-            fields = dict(line.split(":") for line in lines)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None
+    return ItemWeights(interactions.to_device().by_user, as_jax(matrix))

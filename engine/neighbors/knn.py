@@ -38,6 +38,8 @@ def item_knn(
 
     Raises:
         ValueError: A parameter out of its range, or an unknown similarity or weighting.
+        InteractionError: Values below 0, with a weighting.
+        MemoryError: More neighbours than memory; the message has the estimate.
 
     Source: Sarwar, Karypis, Konstan, Riedl 2001, "Item-based Collaborative Filtering Recommendation Algorithms".
 
@@ -46,8 +48,8 @@ def item_knn(
     [1, 0]
     """
     how = Comparison(neighbors, similarity, weighting, shrink, k1, b)
-    weights = nearest(interactions, "items", how, implementation=implementation)
-    return ItemWeights(interactions.to_device().by_user, weights)
+    data = interactions.to_device()
+    return ItemWeights(data.by_user, nearest(interactions, data, "items", how, implementation=implementation))
 
 
 def user_knn(
@@ -74,5 +76,5 @@ def user_knn(
     [1, 0]
     """
     how = Comparison(neighbors, similarity, weighting, shrink, k1, b)
-    found = nearest(interactions, "users", how, implementation=implementation)
-    return UserNeighbors(found, interactions.to_device(), how)
+    data = interactions.to_device()
+    return UserNeighbors(nearest(interactions, data, "users", how, implementation=implementation), data, how)

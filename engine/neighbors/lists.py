@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int32
@@ -11,8 +12,14 @@ from jaxtyping import Array, Int32
 from ...kernels import csr, sparse_top_k
 from ...kernels.csr import CSR
 from ...kernels.op import Implementation
+from ..factorization.parts import require_whole
+from .memory import aligned_zeros, as_jax, require_memory
 
-_AT_ONCE = 1 << 22  # answers of one call
+_AT_ONCE = 1 << 18  # answers of one call, but for
+_ROWS = 256  # rows that are asked for together at least, so that every thread has some
+
+# One program, for that each operation is compiled for itself takes more memory than the answers.
+_best_columns = jax.jit(sparse_top_k.search, static_argnames=("k", "n_columns", "similarity", "implementation"))
 
 
 def nearest_rows(
@@ -44,17 +51,17 @@ def nearest_rows(
         `[n, n]` (or `[n, n_columns]`) sparse similarities, each row best first.
 
     Raises:
-        ValueError: `neighbors` below 1.
+        ValueError: `neighbors` is no whole number, or below 1.
+        MemoryError: As `join_lists`.
     """
-    if neighbors < 1:
-        raise ValueError(f"{neighbors=} must be at least 1")
+    require_whole(1, neighbors=neighbors)
     n_rows, themselves = queries.n_rows, n_columns is None
     n_columns = n_rows if n_columns is None else n_columns
     query_sizes = sizes if themselves else query_sizes
     of_queries, of_columns = (None if s is None else jnp.asarray(s, jnp.float32) for s in (query_sizes, sizes))
 
     def search(rows: Int32[Array, " batch"]) -> tuple[Array, Array]:
-        return sparse_top_k.search(
+        return _best_columns(
             queries,
             rows,
             table,
@@ -68,31 +75,42 @@ def nearest_rows(
             implementation=implementation,
         )
 
-    return join_lists(search, n_rows, min(neighbors, n_columns))
+    return join_lists(search, min(neighbors, n_columns), queries, table)
 
 
-def join_lists(search: Callable[[Int32[Array, " batch"]], tuple[Array, Array]], n_rows: int, neighbors: int) -> CSR:
+def join_lists(
+    search: Callable[[Int32[Array, " batch"]], tuple[Array, Array]], neighbors: int, queries: CSR, table: CSR
+) -> CSR:
     """Sparse rows from lists of ids `[batch, neighbors]`, padded with -1, and their values, in the order of the lists.
 
     Args:
         search: Gives the lists of some rows; it is asked for blocks of one shape.
-        n_rows: Of all.
         neighbors: Length of a list.
+        queries: `[n_rows, m]`: the rows that are asked for, and
+        table: `[m, n_columns]`: what their entries point to. Only columns that a row so comes to can be in its list.
 
     Raises:
+        MemoryError: More entries than memory; the message has the estimate.
         ValueError: More entries than int32 can point to.
     """
-    n_blocks = -(-n_rows * neighbors // _AT_ONCE)
-    block = -(-n_rows // n_blocks)  # of about equal size, so that few rows are asked for twice at the end
-    counts, ids, values = np.zeros(n_rows + 1, np.int64), [], []
+    n_rows = queries.n_rows
+    most = csr.count_reached(
+        np.asarray(queries.indptr), np.asarray(queries.indices), np.asarray(table.indptr), neighbors
+    )
+    require_memory(8 * most, f"keeping the {neighbors:,} nearest of each of {n_rows:,} rows", "Keep fewer.")
+    ids, values = aligned_zeros((most,), np.int32), aligned_zeros((most,), np.float32)
+    indptr = np.zeros(n_rows + 1, np.int64)
+    n_blocks = max(1, min(-(-n_rows * neighbors // _AT_ONCE), n_rows // _ROWS))
+    block = max(1, -(-n_rows // n_blocks))  # of about equal size, so that few rows are asked for twice at the end
     for first in range(0, n_rows, block):
         rows = np.arange(first, first + block, dtype=np.int32).clip(max=n_rows - 1)
         found, scores = (np.asarray(part)[: n_rows - first] for part in search(jnp.asarray(rows)))
         there = found >= 0
-        counts[first + 1 : first + block + 1] = there.sum(axis=1)
-        ids.append(found[there])
-        values.append(scores[there])
-    indptr = np.cumsum(counts)
-    if indptr[-1] > csr.MAX_INDEX:
-        raise ValueError(f"{indptr[-1]:,} neighbours exceed the {csr.MAX_INDEX:,} that can be indexed: ask for fewer")
-    return CSR(*(jnp.asarray(part) for part in (indptr.astype(np.int32), np.concatenate(ids), np.concatenate(values))))
+        begin = indptr[first]
+        indptr[first + 1 : first + block + 1] = begin + np.cumsum(there.sum(axis=1))
+        end = indptr[min(first + block, n_rows)]
+        ids[begin:end], values[begin:end] = found[there], scores[there]
+    n = int(indptr[-1])
+    if n > csr.MAX_INDEX:
+        raise ValueError(f"{n:,} neighbours exceed the {csr.MAX_INDEX:,} that can be indexed: ask for fewer")
+    return CSR(jnp.asarray(indptr.astype(np.int32)), as_jax(ids[:n]), as_jax(values[:n]))

@@ -14,7 +14,7 @@ from ...kernels.op import Implementation
 from ..data.interactions import Interactions
 from ..errors import InteractionError
 from ..factorization.baseline import Baseline, baseline_estimates
-from ..factorization.parts import require_at_least
+from ..factorization.parts import require_at_least, require_whole
 from .lists import join_lists
 
 Similarity = Literal["pearson-baseline", "cosine", "msd"]
@@ -54,7 +54,13 @@ class ItemRatings(NamedTuple):
         return self.pair_scores(users[rows], columns).reshape(-1, self.n_items)
 
     def with_history(self, history: CSR) -> ItemRatings:
-        """The same items for users with other ratings, whose biases are solved for."""
+        """The same items for users with other ratings, whose biases are solved for.
+
+        Raises:
+            InteractionError: Histories without values.
+        """
+        if history.values.shape[0] == 1 < history.nnz:
+            raise InteractionError("knn_baseline answers to ratings, and these histories have no values")
         baseline = self.baseline.with_history(history)
         return self._replace(baseline=baseline, residuals=_residuals(history, baseline))
 
@@ -141,6 +147,7 @@ def knn_baseline(
     Raises:
         InteractionError: Interactions without values.
         ValueError: A parameter out of its range.
+        MemoryError: More candidates than memory; the message has the estimate.
 
     Source: Koren 2010, "Factor in the Neighbors: Scalable and Accurate Collaborative Filtering", eq. 3.
 
@@ -156,7 +163,7 @@ def knn_baseline(
     for name, value, accepted in (("side", side, ("items", "users")), ("similarity", similarity, get_args(Similarity))):
         if value not in accepted:
             raise ValueError(f"{name}={value!r} must be one of {accepted}")
-    require_at_least(1, neighbors=neighbors, min_support=min_support)
+    require_whole(1, neighbors=neighbors, candidates=candidates, min_support=min_support)
     require_at_least(0, shrink=shrink, l2_users=l2_users, l2_items=l2_items)
     if candidates < neighbors:
         raise ValueError(f"{candidates=} must be at least {neighbors=}")
@@ -179,7 +186,7 @@ def knn_baseline(
             implementation=implementation,
         )
 
-    nearest, number = join_lists(search, n_rows, kept), jnp.asarray(neighbors, jnp.int32)
+    nearest, number = join_lists(search, kept, *compared), jnp.asarray(neighbors, jnp.int32)
     if side == "items":
         return ItemRatings(baseline, residuals.by_user, nearest, number)
     return UserRatings(baseline, residuals.by_item, nearest, number)

@@ -143,6 +143,8 @@ def _best_scored(
 ) -> tuple[Array, Array]:
     """The best of all items, for as many users at a time as their scores can be held of."""
     batch = users.shape[0]
+    if batch == 0:
+        return jnp.zeros((0, k), jnp.int32), jnp.zeros((0, k), jnp.float32)
     block = max(1, min(batch, _SCORES_HELD // model.n_items))
     each = jnp.arange(block + 1, dtype=jnp.int32)
     one_hot = CSR(each, each[:-1], jnp.ones(1))
