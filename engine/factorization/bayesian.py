@@ -17,7 +17,7 @@ from ...kernels.csr import CSR, SparseMatrix, entries
 from ...kernels.op import Implementation
 from ..solving import conjugate_gradients
 from .algorithm import Algorithm, Info
-from .als import joined, separated
+from .als import joined
 from .feedback import feedback_of
 from .parts import check_shape_parameters, info_of, random_rows, require_at_least, scalar
 
@@ -247,7 +247,7 @@ class RowSystem(NamedTuple):
 
 
 def _prior_means(system: RowSystem) -> Float[Array, "n_rows width"]:
-    return system.prior.mean + feedback_of(system.rows, system.prior.feedback)
+    return system.prior.mean[None] + feedback_of(system.rows, system.prior.feedback)
 
 
 def draw_rows(key: PRNGKeyArray, system: RowSystem) -> Float[Array, "n_rows width"]:
@@ -268,7 +268,7 @@ def draw_rows(key: PRNGKeyArray, system: RowSystem) -> Float[Array, "n_rows widt
 def _solved(system: RowSystem, prior_means: Float[Array, "n_rows width"]) -> Float[Array, "n_rows width"]:
     """The rows at which the squares of errors and of distances from the prior's means, by precision, are least."""
     rows, other, gram = system.rows, system.other, system.prior.precision / system.noise_precision
-    table, bias = separated(other, other.shape[1] - 1)
+    table, bias = other[:, :-1], other[:, -1]
     x = least_squares.solve(
         rows.indptr,
         rows.indices,
@@ -298,7 +298,7 @@ def draw_prior(
     feedback, strength = prior.feedback, prior.feedback_precision
     mean, precision = draw_normal_wishart(keys[0], x - feedback_of(rows, feedback), jnp.sqrt(strength) * feedback)
     factor = jnp.linalg.cholesky(precision)
-    feedback = draw_feedback(keys[1], x - mean, factor, strength, rows, columns, implementation)
+    feedback = draw_feedback(keys[1], x - mean[None], factor, strength, rows, columns, implementation)
     squares = jnp.sum(_product(feedback, factor) ** 2)
     return RowPrior(mean, precision, feedback, _draw_precision(keys[2], feedback.size, squares))
 
@@ -310,7 +310,8 @@ def draw_normal_wishart(
     gamma_key, normal_key, mean_key = jax.random.split(key, 3)
     n, width = x.shape
     average = jnp.mean(x, axis=0)
-    scatter = _product((x - average).T, x - average) + _product(centred.T, centred)
+    apart = x - average[None]
+    scatter = _product(apart.T, apart) + _product(centred.T, centred)
     shrunk = _MEAN_STRENGTH * n / (_MEAN_STRENGTH + n) * jnp.outer(average, average)
     inverse_scale = jnp.eye(width) / width + scatter + shrunk
     # Bartlett's decomposition of Wishart(inverse_scale^-1, freedom).
