@@ -11,7 +11,16 @@ from typing import Any, NamedTuple
 import jax
 
 from .engine.data import Interactions
-from .engine.factorization import biased_mf, bpr, explicit_als, fit, implicit_als, logistic_mf, svd_plus_plus
+from .engine.factorization import (
+    bayesian_mf,
+    biased_mf,
+    bpr,
+    explicit_als,
+    fit,
+    implicit_als,
+    logistic_mf,
+    svd_plus_plus,
+)
 from .engine.factorization.fitting import History
 from .engine.neighbors import (
     content_profiles,
@@ -45,6 +54,7 @@ class Named(NamedTuple):
 
 
 ALGORITHMS = {
+    "bayesian-mf": Named(bayesian_mf, 200, {"rank": 16}, needs_values=True),
     "biased-mf": Named(biased_mf, 20, {"rank": 100}, needs_values=True),
     "bpr": Named(bpr, 100, {"rank": 64}),
     "content-profiles": Named(content_profiles, 0, {}),

@@ -15,7 +15,7 @@ from .engine import storage
 from .engine.data import Interactions, Vocabulary, clean, read_interactions
 from .engine.errors import InteractionError, ModelFileError
 from .engine.evaluation import Evaluation, evaluate
-from .engine.factorization import Factors, FeedbackFactors, History
+from .engine.factorization import BayesianFactors, Factors, FeedbackFactors, History
 from .engine.neighbors import ContentProfiles, GraphFilter, ItemRatings, ItemWeights
 from .engine.regression import PairRegression
 from .engine.retrieval import fold_in, recommend, similar_items, with_history
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 _COMPARES_ITEMS = (
+    BayesianFactors,
     ContentProfiles,
     Factors,
     FeedbackFactors,
@@ -167,10 +168,7 @@ class Recommender:
             ValueError: A model without item vectors, or an unknown metric.
         """
         item_ids = self.item_ids
-        compared = (
-            ContentProfiles | Factors | FeedbackFactors | GraphFilter | ItemRatings | ItemWeights | PairRegression
-        )
-        if not isinstance(self.model, compared):
+        if not isinstance(self.model, _COMPARES_ITEMS):
             raise ValueError(f"{self.algorithm} has neither item vectors nor item-item weights to compare")
         asked, many = _listed(items)
         ids, scores = similar_items(self.model, item_ids.resolve(asked), k, metric=metric)
@@ -269,8 +267,8 @@ class Recommender:
         state = "not fitted" if self._train is None else f"fitted on {self._train.nnz:,} interactions"
         return f"<Recommender {self.algorithm}{settings}, {state}>"
 
-    def _factors(self) -> Factors | FeedbackFactors:
-        if self.train is not None and not isinstance(self.model, Factors | FeedbackFactors):
+    def _factors(self) -> BayesianFactors | Factors | FeedbackFactors:
+        if self.train is not None and not isinstance(self.model, BayesianFactors | Factors | FeedbackFactors):
             raise ValueError(f"{self.algorithm} has no vectors to fold a history into")
         return self.model
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from .engine.factorization import (
     Baseline,
+    BayesianFactors,
     BprSgd,
     ExplicitObjective,
     Factors,
@@ -18,6 +19,7 @@ from .engine.factorization import (
     LogisticSgd,
     RatingSgd,
 )
+from .engine.factorization.bayesian import Chain, RowPrior
 from .engine.neighbors import (
     ContentProfiles,
     GraphFilter,
@@ -36,8 +38,10 @@ _KINDS = {
     kind.__name__: kind
     for kind in (
         Baseline,
+        BayesianFactors,
         BprSgd,
         CSR,
+        Chain,
         Comparison,
         ContentProfiles,
         ExplicitObjective,
@@ -52,6 +56,7 @@ _KINDS = {
         Popularity,
         Random,
         RatingSgd,
+        RowPrior,
         SparseMatrix,
         UserNeighbors,
         UserRatings,

@@ -11,9 +11,19 @@ import pytest
 from affinax.datasets import cache_folder, movielens
 from affinax.engine.data import Interactions, split_leave_last, split_random
 from affinax.engine.evaluation import evaluate, evaluate_ratings, evaluate_sampled
-from affinax.engine.factorization import explicit_als, fit, implicit_als, logistic_mf
-from affinax.engine.neighbors import popularity
+from affinax.engine.factorization import (
+    bayesian_mf,
+    biased_mf,
+    explicit_als,
+    fit,
+    implicit_als,
+    logistic_mf,
+    svd_plus_plus,
+)
+from affinax.engine.neighbors import knn_baseline, popularity
+from affinax.engine.regression import ridge_recommender
 
+from .bench_regression import canonical_fold
 from .record import record
 
 GOWALLA = Path(__file__).parents[2] / "shared" / "data" / "gowalla"
@@ -92,6 +102,55 @@ def test_choose_ml100k():
                 trials.append({"rank": rank, "l2": l2, "l2_exponent": exponent, "rmse": rmse})
     trials.sort(key=lambda t: t["rmse"])
     record("accuracy", {"ML-100K, choice on a validation part": trials[:5]})
+
+
+# Rank, draws and the scale of the prior were chosen on u1's training part: see `test_choose_bayesian_mf`.
+BAYESIAN, DRAWS = {"rank": 16, "samples": 100}, 200
+
+
+def test_ml100k_u1():
+    """The canonical first fold; the others' settings were chosen on random folds, which share rows with u1's test."""
+    train, test = canonical_fold(1, movielens("100k"))
+    algorithms = {
+        "Bayesian MF": (bayesian_mf(**BAYESIAN), DRAWS),
+        "explicit ALS": (explicit_als(RANK_100K, **SETTINGS_100K), 30),
+        "biased MF": (biased_mf(100), 20),
+        "SVD++": (svd_plus_plus(20), 20),
+    }
+    found = {}
+    for name, (algorithm, steps) in algorithms.items():
+        model, history = fit(algorithm, train, key=KEY, steps=steps, progress=False)
+        seconds = float(history.seconds.sum())
+        found[name] = evaluate_ratings(model, test, low=1, high=5) | {"seconds": seconds}
+    found["k-NN baseline"] = evaluate_ratings(knn_baseline(train), test, low=1, high=5)
+    found["ridge"] = evaluate_ratings(ridge_recommender(train, l2=4.0, crosses="features"), test, low=1, high=5)
+    published = {"GC-MC with features": 0.905, "IGMC": 0.905, "GLocal-K": 0.890}
+    record("accuracy", {"ML-100K, u1": found | {"published RMSE": published}})
+
+
+@pytest.mark.parametrize("name", ["100k", "1m"])
+def test_bayesian_mf_five_folds(name):
+    x = movielens(name)
+    fold = np.random.default_rng(0).permutation(x.nnz) % 5
+    scores, seconds = [], []
+    for k in range(5 if name == "100k" else 1):  # of ML-1M the first fold alone
+        train, test = x.select(fold != k), x.select(fold == k)
+        model, history = fit(bayesian_mf(**BAYESIAN), train, key=KEY, steps=DRAWS, progress=False)
+        scores.append(evaluate_ratings(model, test, low=1, high=5))
+        seconds.append(float(history.seconds.sum()))
+    means = {metric: float(np.mean([s[metric] for s in scores])) for metric in scores[0]}
+    found = {"Bayesian MF": means, "folds": len(scores), "seconds a fold": float(np.mean(seconds))}
+    record("accuracy", {f"ML-{name.upper()}, random 5-fold, Bayesian MF": found})
+
+
+def test_choose_bayesian_mf():
+    """Trained on what is neither in u1's test part nor in u2's, which is the validation part."""
+    fitted, valid = canonical_fold(2, canonical_fold(1, movielens("100k"))[0])
+    trials = []
+    for rank in (8, 16, 32):
+        model, _ = fit(bayesian_mf(rank), fitted, key=KEY, steps=DRAWS, progress=False)
+        trials.append({"rank": rank} | evaluate_ratings(model, valid, low=1, high=5))
+    record("accuracy", {"ML-100K, u1, choice on a validation part": sorted(trials, key=lambda t: t["rmse"])})
 
 
 def gowalla() -> tuple[Interactions, Interactions]:

@@ -4,6 +4,7 @@ from ..errors import DivergenceError
 from .algorithm import Algorithm, Factors, Info
 from .als import explicit_als, implicit_als
 from .baseline import Baseline, baseline_estimates
+from .bayesian import BayesianFactors, bayesian_mf
 from .feedback import FeedbackFactors, svd_plus_plus
 from .fitting import History, fit
 from .objectives import BprSgd, ExplicitObjective, ImplicitObjective, LogisticSgd, RatingSgd
@@ -13,6 +14,7 @@ from .svd import randomized_svd
 __all__ = [
     "Algorithm",
     "Baseline",
+    "BayesianFactors",
     "BprSgd",
     "DivergenceError",
     "ExplicitObjective",
@@ -24,6 +26,7 @@ __all__ = [
     "LogisticSgd",
     "RatingSgd",
     "baseline_estimates",
+    "bayesian_mf",
     "biased_mf",
     "bpr",
     "explicit_als",

@@ -88,7 +88,7 @@ class FeedbackFactors(NamedTuple):
 def feedback_of(rows: CSR, feedback: Float[Array, "n_items rank"]) -> Float[Array, "n_rows rank"]:
     """The sum of the feedback of each row's items over the root of their number; rows stay in blocks of memory."""
     n = jnp.maximum(jnp.diff(rows.indptr), 1).astype(jnp.float32)
-    block = 1 << 16
+    block = max(1, min(rows.nnz, 1 << 16))
     padding = -rows.nnz % block
     row_of = jnp.pad(entries(rows)[0], (0, padding), constant_values=rows.n_rows).reshape(-1, block)
     columns = jnp.pad(rows.indices, (0, padding)).reshape(-1, block)

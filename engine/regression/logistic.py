@@ -15,9 +15,9 @@ from jaxtyping import Array
 
 from ...kernels.csr import CSR
 from ..errors import FeatureError
+from ..solving import conjugate_gradients
 from .designs import Design, checked_design, gramian, squared, times, transposed_times
 from .linear_models import LinearModel, Progress, checked, checked_l2, errors_of, factorize
-from .solving import conjugate_gradients
 
 SOLVERS = ("auto", "newton", "lbfgs")
 _MOST_FACTORIZED = 1024  # features up to which "auto" takes Newton's steps

@@ -11,9 +11,9 @@ from jax import lax
 from jaxtyping import Array
 
 from ...kernels.csr import CSR
+from ..solving import conjugate_gradients
 from .designs import Design, checked_design, gramian, squared, times, transposed_times
 from .linear_models import LinearModel, Progress, checked, checked_l2, errors_of, factorize
-from .solving import conjugate_gradients
 
 SOLVERS = ("auto", "cholesky", "cg")
 _ROUNDING = 1e-6  # of a sum of squares less its mean's, against one of numbers less their mean

@@ -17,6 +17,7 @@ from ..data.interactions import Interactions
 from ..errors import InteractionError
 from ..factorization.algorithm import Factors
 from ..factorization.als import gramian, joined, objective_of, rating_system, ridge, separated
+from ..factorization.bayesian import BayesianFactors
 from ..factorization.feedback import FeedbackFactors
 from ..factorization.objectives import RankingSgd
 from .ranking_rows import fold_in_by_ranking
@@ -25,7 +26,7 @@ History = CSR | SparseMatrix | Interactions
 
 
 def fold_in(
-    model: Factors | FeedbackFactors,
+    model: Factors | FeedbackFactors | BayesianFactors,
     history: Any,
     *,
     side: str = "users",
@@ -39,7 +40,7 @@ def fold_in(
     model; for `bpr` and `logistic_mf` (new users only) see `fold_in_by_ranking`.
 
     Args:
-        model: `Factors`, or `FeedbackFactors` (new users only).
+        model: `Factors`, or `FeedbackFactors` or `BayesianFactors` (new users only).
         history: A row for each newcomer: `Interactions`, a scipy sparse matrix `[batch, n_items]`, or a `CSR`
             (for side "items", `[batch, n_users]`).
         side: "users", or "items" for new items from the users who met them.
@@ -48,7 +49,8 @@ def fold_in(
         implementation: See `kernels.op.dispatch`.
 
     Returns:
-        `[batch, rank]`; 0 for a newcomer without history. `with_history` gives them as a model, biases included.
+        `[batch, rank]`; 0, or for `BayesianFactors` the prior's mean, for a newcomer without history. `with_history`
+        gives them as a model, biases included.
 
     Raises:
         InteractionError: A history that names rows the model does not have.
@@ -63,9 +65,9 @@ def fold_in(
     >>> [round(x, 4) for x in fold_in(model, history)[0].tolist()]
     [1.2, 1.4]
     """
-    if isinstance(model, FeedbackFactors):
+    if isinstance(model, FeedbackFactors | BayesianFactors):
         if side != "users" or gram is not None:
-            raise ValueError("svd_plus_plus folds in users only, and needs no gram")
+            raise ValueError("svd_plus_plus and bayesian_mf fold in users only, and need no gram")
         return model.with_history(_as_rows(history, model.n_items, "item")).users
     return _solved(model, history, side, gram, key, implementation)[0]
 

@@ -1,0 +1,377 @@
+"""Bayesian matrix factorization of ratings: the mean of many drawn models instead of the best of one."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Array, Float, Int32, PRNGKeyArray
+
+from ...kernels import least_squares, sparse_product
+from ...kernels.csr import CSR, SparseMatrix, entries
+from ...kernels.op import Implementation
+from ..solving import conjugate_gradients
+from .algorithm import Algorithm, Info
+from .als import joined
+from .feedback import feedback_of
+from .parts import check_shape_parameters, info_of, random_rows, require_at_least, scalar
+
+_MEAN_STRENGTH = 2.0  # how many rows the prior of a side's mean counts for, as in the source
+_TOLERANCE, _STEPS = 1e-3, 200  # of the conjugate gradients, whose error stays far below the noise of a draw
+
+
+class RowPrior(NamedTuple):
+    """Where the rows of one side come from: `x ~ N(mean + |N|^-1/2 sum over j in N of feedback_j, precision^-1)`.
+
+    N are the columns that the row has, `width` the rank and one more for the bias; a `feedback_j` itself comes from
+    `N(0, (feedback_precision precision)^-1)`.
+    """
+
+    mean: Float[Array, "*samples width"]
+    precision: Float[Array, "*samples width width"]
+    feedback: Float[Array, "*samples n_columns width"]
+    feedback_precision: Float[Array, "*samples"]
+
+
+class Chain(NamedTuple):
+    """The last draw of all that is unknown; ratings less their mean, over their standard deviation, are its unit."""
+
+    users: Float[Array, "n_users width"]
+    items: Float[Array, "n_items width"]
+    user_prior: RowPrior
+    item_prior: RowPrior
+    noise_precision: Float[Array, ""]
+
+
+class BayesianFactors(NamedTuple):
+    """The state of `bayesian_mf`, and a model: `score(u, i)` is the mean of the scores of the last draws.
+
+    A mean of products of vectors is one product of the vectors end to end, so the model answers as `Factors` of rank
+    `samples rank` would.
+
+    Attributes:
+        users: The users' vectors of each draw, end to end: their means, all else being as drawn.
+        items: The items' vectors of each draw, end to end.
+        user_bias: Of each draw, and
+        item_bias: of each draw.
+        user_priors: The users' prior of each draw, and
+        noise_precisions: that of a rating: what newcomers need.
+        mean: Of the ratings.
+        scale: Their standard deviation, the unit of all above.
+        taken: How many draws were taken so far; the last ones are kept.
+        chain: The last draw.
+    """
+
+    users: Float[Array, "n_users samples*rank"]
+    items: Float[Array, "n_items samples*rank"]
+    user_bias: Float[Array, "n_users samples"]
+    item_bias: Float[Array, "n_items samples"]
+    user_priors: RowPrior
+    noise_precisions: Float[Array, " samples"]
+    mean: Float[Array, ""]
+    scale: Float[Array, ""]
+    taken: Int32[Array, ""]
+    chain: Chain
+
+    @property
+    def n_users(self) -> int:
+        return self.users.shape[-2]
+
+    @property
+    def n_items(self) -> int:
+        return self.items.shape[-2]
+
+    def queries(self, users: Int32[Array, " batch"]) -> Float[Array, "batch queries_width"]:
+        """As `Factors.queries`."""
+        share = self.scale / jnp.clip(self.taken, 1, self.user_bias.shape[1]).astype(jnp.float32)
+        bias = self.mean + share * jnp.sum(self.user_bias[users], axis=1)
+        return jnp.concatenate([share * self.users[users], jnp.full((bias.shape[0], 1), share), bias[:, None]], axis=1)
+
+    def item_table(self) -> Float[Array, "n_items queries_width"]:
+        """As `Factors.item_table`."""
+        bias = jnp.sum(self.item_bias, axis=1, keepdims=True)
+        return jnp.concatenate([self.items, bias, jnp.ones_like(bias)], axis=1)
+
+    def with_history(self, history: CSR) -> BayesianFactors:
+        """The model for users of these histories: in each draw at their means, all else being as drawn."""
+        samples = self.user_bias.shape[1]
+        rank = self.items.shape[1] // samples
+
+        def one_draw(number: Array, draw: tuple[Array, Array, RowPrior, Array]) -> Array:
+            vectors, bias, prior, noise_precision = draw
+            system = RowSystem(history, self._standardized(history), joined(vectors, bias), prior, noise_precision)
+            return jnp.where(number < self.taken, _solved(system, _prior_means(system)), 0.0)
+
+        vectors = self.items.reshape(-1, samples, rank).swapaxes(0, 1)
+        draws = vectors, self.item_bias.T, self.user_priors, self.noise_precisions
+        rows = lax.map(lambda draw: one_draw(*draw), (jnp.arange(samples), draws)).swapaxes(0, 1)
+        users = rows[:, :, :rank].reshape(-1, samples * rank)
+        return self._replace(users=users, user_bias=rows[:, :, rank])
+
+    def _standardized(self, rows: CSR) -> Float[Array, " nnz"]:
+        return (entries(rows)[1] - self.mean) / self.scale
+
+
+def bayesian_mf(
+    rank: int, *, samples: int = 100, init_std: float = 1.0, implementation: Implementation = "auto"
+) -> Algorithm:
+    """Bayesian matrix factorization with feedback: `r ~ N(mean + user_bias + item_bias + x_u . y_i, noise)`, averaged.
+
+    Nothing is to be tuned: what regularizes is drawn along with the vectors. Vectors and biases of a side come from one
+    normal distribution whose mean, as in SVD++ but on both sides, is moved by which items a user rated and by which
+    users rated an item; see `RowPrior`. A step draws each of these unknowns once from its distribution given all
+    others (Gibbs sampling), and the model is the mean of the last `samples` draws: take some more steps than that,
+    since the first draws are not yet typical.
+
+    The priors, in units of the ratings' standard deviation: a side's precision Wishart(width I, width), which
+    counts for rows whose squares sum to 1, and its mean normal about 0 with twice that precision; the precisions of the
+    noise and of the feedback exponential with mean 1.
+
+    Args:
+        rank: Length of the vectors.
+        samples: How many draws the model holds, at least 1; its memory is `samples` times that of one.
+        init_std: The first vectors are normal with this standard deviation over sqrt(rank).
+        implementation: Of the kernels.
+
+    Returns:
+        `Algorithm` whose state is `BayesianFactors`, and whose loss is the sum of the squared errors of the draw, which
+        does not fall for ever.
+
+    Raises:
+        ValueError: A parameter out of its range.
+
+    Source: Salakhutdinov, Mnih 2008, "Bayesian Probabilistic Matrix Factorization using Markov Chain Monte Carlo";
+    Simm et al. 2015, "Macau: Scalable Bayesian Multi-relational Factorization with Side Information using MCMC" (the
+    prior); Rendle, Zhang, Koren 2019, "On the Difficulty of Evaluating Baselines" (feedback of both sides).
+
+    >>> from affinax.engine.data import Interactions
+    >>> from affinax.engine.factorization import fit
+    >>> from affinax.engine.retrieval import predict
+    >>> x = Interactions.from_coo([0, 0, 1, 1, 2], [0, 1, 0, 1, 0], [5.0, 3.0, 4.0, 2.0, 4.0])
+    >>> model, history = fit(bayesian_mf(2, samples=50), x, key=jax.random.key(0), steps=100, progress=False)
+    >>> bool(2 < predict(model, [2], [1])[0] < 4)
+    True
+    """
+    check_shape_parameters(rank, init_std)
+    require_at_least(1, samples=samples)
+
+    def init(key: PRNGKeyArray, data: SparseMatrix) -> BayesianFactors:
+        (n_users, n_items), width = data.shape, rank + 1
+        users, items = random_rows(key, data, rank, init_std)
+        values = entries(data.by_user)[1]
+        mean, scale = jnp.mean(values), jnp.std(values)
+
+        def prior(n_columns: int, *stacked: int) -> RowPrior:
+            precision = jnp.broadcast_to(jnp.eye(width), (*stacked, width, width))
+            feedback = jnp.zeros((*stacked, n_columns, width), jnp.float32)
+            return RowPrior(jnp.zeros((*stacked, width), jnp.float32), precision, feedback, jnp.ones(stacked))
+
+        chain = Chain(
+            joined(users, jnp.zeros(n_users, jnp.float32)),
+            joined(items, jnp.zeros(n_items, jnp.float32)),
+            prior(n_items),
+            prior(n_users),
+            scalar(1.0),
+        )
+        return BayesianFactors(
+            jnp.zeros((n_users, samples * rank), jnp.float32),
+            jnp.zeros((n_items, samples * rank), jnp.float32),
+            jnp.zeros((n_users, samples), jnp.float32),
+            jnp.zeros((n_items, samples), jnp.float32),
+            prior(n_items, samples),
+            jnp.ones(samples),
+            mean,
+            jnp.where(scale > 0, scale, 1.0),
+            jnp.int32(0),
+            chain,
+        )
+
+    return Algorithm(init, _step(implementation), "Bayesian MF")
+
+
+@functools.cache
+def _step(implementation: Implementation) -> Callable[..., tuple[BayesianFactors, Info]]:
+    def step(key: PRNGKeyArray, state: BayesianFactors, data: SparseMatrix) -> tuple[BayesianFactors, Info]:
+        keys = jax.random.split(key, 5)
+        users, items, user_prior, item_prior, noise_precision = state.chain
+        rank = users.shape[1] - 1
+
+        item_prior = draw_prior(keys[0], items, item_prior, data.by_item, data.by_user, implementation)
+        rest = state._standardized(data.by_item)
+        system = RowSystem(data.by_item, rest, users, item_prior, noise_precision, implementation)
+        items = draw_rows(keys[1], system)
+
+        user_prior = draw_prior(keys[2], users, user_prior, data.by_user, data.by_item, implementation)
+        rest = state._standardized(data.by_user)
+        system = RowSystem(data.by_user, rest, items, user_prior, noise_precision, implementation)
+        users = draw_rows(keys[3], system)
+
+        row_of, columns = entries(data.by_user)[0], data.by_user.indices
+        scores = jnp.sum(users[row_of, :rank] * items[columns, :rank], axis=-1) + users[row_of, rank]
+        loss = jnp.sum((rest - items[columns, rank] - scores) ** 2)
+        means = _solved(system, _prior_means(system))
+        slot = state.taken % state.user_bias.shape[1]
+        state = state._replace(
+            users=_put(state.users, slot, means[:, :rank]),
+            items=_put(state.items, slot, items[:, :rank]),
+            user_bias=_put(state.user_bias, slot, means[:, rank:]),
+            item_bias=_put(state.item_bias, slot, items[:, rank:]),
+            user_priors=jax.tree.map(lambda all_, one: all_.at[slot].set(one), state.user_priors, user_prior),
+            noise_precisions=state.noise_precisions.at[slot].set(noise_precision),
+            taken=state.taken + 1,
+            chain=Chain(users, items, user_prior, item_prior, _draw_precision(keys[4], rest.shape[0], loss)),
+        )
+        return state, info_of(loss * state.scale**2, users, items)
+
+    return step
+
+
+def _put(table: Array, slot: Array, block: Array) -> Array:
+    return lax.dynamic_update_slice_in_dim(table, block, slot * block.shape[1], axis=1)
+
+
+class RowSystem(NamedTuple):
+    """From what the rows of one side are drawn: their ratings, the other side, and their prior."""
+
+    rows: CSR
+    ratings: Float[Array, " nnz"]
+    other: Float[Array, "n_columns width"]
+    prior: RowPrior
+    noise_precision: Float[Array, ""]
+    implementation: Implementation = "auto"
+
+
+def _prior_means(system: RowSystem) -> Float[Array, "n_rows width"]:
+    return system.prior.mean[None] + feedback_of(system.rows, system.prior.feedback)
+
+
+def draw_rows(key: PRNGKeyArray, system: RowSystem) -> Float[Array, "n_rows width"]:
+    """Rows `~ N(P^-1 b, P^-1)`, P and b being those of their least-squares systems.
+
+    Whoever perturbs b by noise of covariance P and solves, draws exactly so: noise of the ratings' own variance on each
+    of them, and a mean drawn from the prior instead of the prior's.
+
+    Source: Papandreou, Yuille 2010, "Gaussian Sampling by Local Perturbations".
+    """
+    of_ratings, of_prior = jax.random.split(key)
+    means = _prior_means(system)
+    noise = jax.random.normal(of_ratings, system.ratings.shape) / jnp.sqrt(system.noise_precision)
+    means = means + _correlated(jax.random.normal(of_prior, means.shape), jnp.linalg.cholesky(system.prior.precision))
+    return _solved(system._replace(ratings=system.ratings + noise), means)
+
+
+def _solved(system: RowSystem, prior_means: Float[Array, "n_rows width"]) -> Float[Array, "n_rows width"]:
+    """The rows at which the squares of errors and of distances from the prior's means, by precision, are least."""
+    rows, other, gram = system.rows, system.other, system.prior.precision / system.noise_precision
+    table, bias = other[:, :-1], other[:, -1]
+    x = least_squares.solve(
+        rows.indptr,
+        rows.indices,
+        jnp.ones(1, jnp.float32),
+        system.ratings - bias[rows.indices],
+        joined(table, jnp.ones(other.shape[0], jnp.float32)),
+        gram,
+        jnp.zeros(1, jnp.float32),
+        rhs=_product(prior_means, gram),
+        solver="cholesky",
+        implementation=system.implementation,
+    ).x
+    # The kernel answers 0 for a row without entries, of which only the prior is known.
+    return jnp.where((jnp.diff(rows.indptr) > 0)[:, None], x, prior_means)
+
+
+def draw_prior(
+    key: PRNGKeyArray,
+    x: Float[Array, "n_rows width"],
+    prior: RowPrior,
+    rows: CSR,
+    columns: CSR,
+    implementation: Implementation = "auto",
+) -> RowPrior:
+    """The prior of a side's rows, drawn given them: its mean and precision, then its feedback, then the latter's."""
+    keys = jax.random.split(key, 3)
+    feedback, strength = prior.feedback, prior.feedback_precision
+    mean, precision = draw_normal_wishart(keys[0], x - feedback_of(rows, feedback), jnp.sqrt(strength) * feedback)
+    factor = jnp.linalg.cholesky(precision)
+    feedback = draw_feedback(keys[1], x - mean[None], factor, strength, rows, columns, implementation)
+    squares = jnp.sum(_product(feedback, factor) ** 2)
+    return RowPrior(mean, precision, feedback, _draw_precision(keys[2], feedback.size, squares))
+
+
+def draw_normal_wishart(
+    key: PRNGKeyArray, x: Float[Array, "n width"], centred: Float[Array, "m width"]
+) -> tuple[Float[Array, " width"], Float[Array, "width width"]]:
+    """`(mean, precision)` of which x was drawn, and `centred` with mean 0: BPMF's eq. 14."""
+    gamma_key, normal_key, mean_key = jax.random.split(key, 3)
+    n, width = x.shape
+    average = jnp.mean(x, axis=0)
+    apart = x - average[None]
+    scatter = _product(apart.T, apart) + _product(centred.T, centred)
+    shrunk = _MEAN_STRENGTH * n / (_MEAN_STRENGTH + n) * jnp.outer(average, average)
+    inverse_scale = jnp.eye(width) / width + scatter + shrunk
+    # Bartlett's decomposition of Wishart(inverse_scale^-1, freedom).
+    freedom = width + n + centred.shape[0] - jnp.arange(width, dtype=jnp.float32)
+    diagonal = jnp.sqrt(2 * jax.random.gamma(gamma_key, freedom / 2))
+    triangle = jnp.tril(jax.random.normal(normal_key, (width, width)), -1) + jnp.diag(diagonal)
+    root = _correlated(triangle.T, jnp.linalg.cholesky(inverse_scale))
+    precision = _product(root.T, root)
+    noise = _correlated(jax.random.normal(mean_key, (1, width)), jnp.linalg.cholesky(precision))[0]
+    return n / (_MEAN_STRENGTH + n) * average + noise / jnp.sqrt(_MEAN_STRENGTH + n), precision
+
+
+def draw_feedback(
+    key: PRNGKeyArray,
+    x: Float[Array, "n_rows width"],
+    factor: Float[Array, "width width"],
+    strength: Float[Array, ""],
+    rows: CSR,
+    columns: CSR,
+    implementation: Implementation = "auto",
+) -> Float[Array, "n_columns width"]:
+    """B of `x ~ N(F B, precision^-1)`, F being `|N|^-1/2` where a row has a column, by perturbation as `draw_rows`.
+
+    Args:
+        key: Of the perturbation.
+        x: The rows, less their mean.
+        factor: Cholesky factor of the precision.
+        strength: The feedback's precision over that of the rows.
+        rows: The matrix by rows, and
+        columns: by columns.
+        implementation: Of `kernels.sparse_product`.
+    """
+    roots = 1 / jnp.sqrt(jnp.maximum(jnp.diff(rows.indptr), 1).astype(jnp.float32))
+    by_row = rows._replace(values=roots[entries(rows)[0]])
+    by_column = columns._replace(values=roots[columns.indices])
+
+    def transposed_times(v: Array) -> Array:
+        return sparse_product.multiply(v.T, by_row, columns.n_rows, implementation=implementation).T
+
+    def gramian_times(b: Array) -> Array:
+        product = sparse_product.multiply(b.T, by_column, rows.n_rows, implementation=implementation).T
+        return transposed_times(product) + strength * b
+
+    of_rows, of_feedback = jax.random.split(key)
+    noise = _correlated(jax.random.normal(of_rows, x.shape), factor)
+    own_noise = _correlated(jax.random.normal(of_feedback, (columns.n_rows, x.shape[1])), factor)
+    right = transposed_times(x + noise) + jnp.sqrt(strength) * own_noise
+    diagonal = transposed_times(roots[:, None]) + strength
+    return conjugate_gradients(gramian_times, right, lambda v: v / diagonal, _TOLERANCE, _STEPS)[0]
+
+
+def _draw_precision(key: PRNGKeyArray, n: int, squares: Float[Array, ""]) -> Float[Array, ""]:
+    """That of n normal numbers with this sum of squares, an exponential prior with mean 1 before them."""
+    return jax.random.gamma(key, 1 + n / 2) / (1 + squares / 2)
+
+
+def _correlated(noise: Float[Array, "n width"], factor: Float[Array, "width width"]) -> Float[Array, "n width"]:
+    """Rows of standard normal noise as rows `~ N(0, (factor factor^T)^-1)`."""
+    return solve_triangular(factor, noise.T, lower=True, trans=1).T
+
+
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
