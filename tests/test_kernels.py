@@ -13,7 +13,16 @@ import scipy.sparse
 from jax.sharding import PartitionSpec as P
 
 from affinax.engine.data import Interactions
-from affinax.kernels import co_rated, least_squares, neighbor_mean, op, sparse_product, sparse_top_k, top_k
+from affinax.kernels import (
+    co_rated,
+    least_squares,
+    neighbor_mean,
+    op,
+    sparse_product,
+    sparse_top_k,
+    top_k,
+    weighted_gramian,
+)
 from affinax.kernels.csr import CSR, SparseMatrix
 from affinax.kernels.op import Op
 
@@ -433,6 +442,23 @@ def test_sparse_product_is_exact(case, implementation):
 
 
 @each_implementation
+@each_ratings
+def test_weighted_gramian_is_exact(case, implementation):
+    table, rng = ratings_of(case), np.random.default_rng(4)
+    weights, sparse = rng.normal(size=(2, case.n_rows)).astype(np.float32), as_csr(table)
+
+    def gramian(weights, rows):
+        return weighted_gramian.compute(rows, weights, case.n_columns, implementation=implementation)
+
+    grid = jax.jit(jax.vmap(gramian, in_axes=(0, None)))
+    for rows, dense in ((sparse, table), (sparse._replace(values=jnp.array([2.0])), 2.0 * (table != 0))):
+        found = grid(jnp.asarray(weights), rows)
+        for place in range(2):
+            close(found[place], (dense.T.astype(np.float64) * weights[place]) @ dense, 1e-6)
+    np.testing.assert_array_equal(gramian(jnp.asarray(weights[0]), sparse), grid(jnp.asarray(weights), sparse)[0])
+
+
+@each_implementation
 def test_rating_kernels_sharded_over_devices(implementation):
     ratings = ratings_of(RATINGS[2])
     matrix, rows = both_ways(ratings), jnp.arange(36, dtype=jnp.int32)
@@ -443,7 +469,8 @@ def test_rating_kernels_sharded_over_devices(implementation):
         ids, scores = co_rated.search(matrix, rows, 4, implementation=implementation)
         means = neighbor_mean.weighted_mean(similar, matrix.by_user, rows, rows, 3, implementation=implementation)
         product = sparse_product.multiply(dense[rows % 36], similar_rows, 71, implementation=implementation)
-        return ids, scores, means, product
+        gramians = jax.vmap(lambda w: weighted_gramian.compute(similar_rows, w, 71, implementation=implementation))
+        return ids, scores, means, product, gramians(dense[rows % 36])
 
     similar_rows = as_csr(ratings[:36])
     sharded = jax.shard_map(found, mesh=devices(), in_specs=P("rows"), out_specs=P("rows"), check_vma=False)
