@@ -184,6 +184,10 @@ def test_side_tables(run, files, tmp_path):
     assert "items.csv: vocabulary: id np.int64(100) occurs more" in _error(run(*fit, "popularity"))
     items.write_text("film,genres\n,Drama\n")
     assert "items.csv has no column of item ids" in _error(run(*fit, "popularity"))
+    (tmp_path / "items.json").write_text("[]")
+    assert "items.json: a side table must be" in _error(
+        run(*fit, "popularity", "--item-features", tmp_path / "items.json")
+    )
     items.write_text("item,genres\n,Drama\n")
     assert "items.csv, row 0: the item id is missing" in _error(run(*fit, "popularity"))
 
