@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -20,12 +17,10 @@ _ENTRIES = 1 << 14  # of them that are written together
 def compute(
     rows: CSR, weights: Float[Array, " n_rows"], n_columns: int, *, implementation: Implementation = "auto"
 ) -> Float[Array, "n_columns n_columns"]:
-    """`X^T diag(weights) X`, for X sparse with `n_columns` columns.
-
-    Differentiable in the weights and in the values of the rows, in reverse.
+    """`X^T diag(weights) X`, for X sparse with `n_columns` columns; not differentiable.
 
     Args:
-        rows: X.
+        rows: X, columns ascending in each row.
         weights: One for each row.
         n_columns: Of X.
         implementation: See `kernels.op.dispatch`.
@@ -34,23 +29,7 @@ def compute(
     >>> compute(rows, jnp.array([1.0, 10.0]), 3).tolist()
     [[1.0, 0.0, 2.0], [0.0, 0.0, 0.0], [2.0, 0.0, 94.0]]
     """
-    return _compute(rows, weights, n_columns, implementation)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _compute(rows: CSR, weights: Array, n_columns: int, implementation: Implementation) -> Array:
     return dispatch(OP, *rows, weights, implementation=implementation, n_columns=n_columns)
-
-
-def _forward(rows: CSR, weights: Array, n_columns: int, implementation: Implementation):
-    return _compute(rows, weights, n_columns, implementation), (rows, weights)
-
-
-def _backward(n_columns: int, implementation: Implementation, saved, cotangent):
-    return jax.vjp(lambda rows, weights: _reference(*rows, weights, n_columns=n_columns), *saved)[1](cotangent)
-
-
-_compute.defvjp(_forward, _backward)
 
 
 def _reference(indptr, indices, values, weights, *, n_columns: int) -> Array:

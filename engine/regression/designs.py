@@ -42,7 +42,8 @@ def as_design(design: Any, n_features: int | None) -> tuple[Design, int]:
         rows = jnp.asarray(design, jnp.float32)
         width = rows.shape[1] if rows.ndim == 2 else -1
     if width < 0 or n_features not in (None, width):
-        raise FeatureError(f"design.shape={design.shape} must be (n_rows, n_features), {n_features=}")
+        shape = np.shape(design)
+        raise FeatureError(f"design.shape={shape} must be (n_rows, n_features), {n_features=}")
     return rows, int(width)
 
 

@@ -56,9 +56,9 @@ def refuse_separated(design: Design, targets: Array, n_features: int, intercept:
         b_eq=[len(y)],  # so that a row's score is 1 in the mean
         bounds=[(0, None)] * (2 * n_features) + [(None, None)] * intercept,
     ).x
-    told = 0 if found is None else int(np.sum(rows @ found > _MARGIN))
-    if told == 0:
+    if found is None or not (rows @ found > _MARGIN).any():
         return
+    told = int(np.sum(rows @ found > _MARGIN))
     weights = np.abs(found[:n_features] - found[n_features : 2 * n_features])
     matter = int(np.sum(weights > _MARGIN * weights.max()))
     named = ", ".join(map(str, np.argsort(-weights, kind="stable")[: min(matter, _NAMED)]))
