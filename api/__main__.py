@@ -177,6 +177,8 @@ def tune(
     header: Header = None,
     missing: Missing = "error",
     duplicates: Duplicates = "error",
+    user_features: UserFeatures = None,
+    item_features: ItemFeatures = None,
     json_out: Json = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw all trials, as PNG")] = None,
     seed: Seed = 0,
@@ -190,7 +192,8 @@ def tune(
     from .reporting import print_trials, trials_plot, trials_summary, write_json
 
     points = parse_grid(grid or [], algorithm)
-    x = read_file(file, columns, header, missing, duplicates)
+    tables = {"user_features": user_features, "item_features": item_features}
+    x = read_file(file, columns, header, missing, duplicates, None, **tables)
     builders = {name: builder(name, x) for name in algorithm}
     train_part, validation_part = split_file(x, split, seed, "validate")
     most = {name: steps or named(name).steps or 1 for name in algorithm}
@@ -203,6 +206,7 @@ def tune(
         trials_plot(found, plot)
         typer.echo(f"wrote {plot}")
     reading = {"--columns": columns, "--missing": missing, "--duplicates": duplicates}
+    reading |= {f"--{name.replace('_', '-')}": path and str(path) for name, path in tables.items()}
     typer.echo(f"next: {fit_command(file, found.best, reading, header, seed)}")
 
 

@@ -115,6 +115,11 @@ def checked_parameters(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
             if isinstance(value, bool) or not isinstance(value, numbers.Integral):
                 raise ValueError(f"{name}: {parameter}={value!r} must be a whole number")
             checked[parameter] = int(value)
+        elif isinstance(known[parameter], bool):
+            if not isinstance(value, bool):
+                raise ValueError(f"{name}: {parameter}={value!r} must be True or False")
+        elif isinstance(known[parameter], float) and not isinstance(value, numbers.Real):
+            raise ValueError(f"{name}: {parameter}={value!r} must be a number")
     algorithm = named(name)
     if algorithm.steps:
         settings = algorithm.defaults | checked

@@ -24,8 +24,14 @@ def agreement(ours: jax.Array, theirs: np.ndarray) -> float:
     return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
 
 
-# Features alone, from which both form a dense Gramian; and ids, features and their crosses, for which both iterate.
-@pytest.mark.parametrize("crosses", ["features alone", "features"])
+# Features alone, dense; and ids, features and crosses, sparse; with those solvers of the peer that are fast there.
+PEERS = {
+    "features alone": ("cholesky", ("newton-cholesky",)),
+    "features": ("sparse_cg", ("lbfgs", "newton-cholesky")),
+}
+
+
+@pytest.mark.parametrize("crosses", PEERS)
 def test_against_scikit_learn(crosses):
     from sklearn.linear_model import LogisticRegression, Ridge
 
@@ -36,32 +42,43 @@ def test_against_scikit_learn(crosses):
         matrix = matrix[:, : design.users.n_features + design.items.n_features].toarray()
     dense = isinstance(matrix, np.ndarray)
     rows = jnp.asarray(matrix) if dense else device_rows(matrix)
-    width = {"n_features": matrix.shape[1]}
     liked = (x.values >= 4).astype(np.float32)
-    ridge = Ridge(alpha=L2, solver="cholesky" if dense else "sparse_cg", tol=1e-6)
-    logistic = LogisticRegression(C=1 / L2, tol=1e-5, max_iter=5000, solver="newton-cholesky" if dense else "lbfgs")
+    ridge_solver, logistic_solvers = PEERS[crosses]
+    options = {"tol": 1e-5, "max_iter": 5000}
     found = {
         "features": matrix.shape[1],
         "rows": matrix.shape[0],
         "entries": int(np.count_nonzero(matrix) if dense else matrix.nnz),
     }
-    for name, ours, peer, targets in (
-        ("ridge", ridge_regression, ridge, x.values),
-        ("logistic", logistic_regression, logistic, liked),
+    for name, ours, peers, targets in (
+        ("ridge", ridge_regression, {ridge_solver: Ridge(alpha=L2, solver=ridge_solver, tol=1e-6)}, x.values),
+        (
+            "logistic",
+            logistic_regression,
+            {solver: LogisticRegression(C=1 / L2, solver=solver, **options) for solver in logistic_solvers},
+            liked,
+        ),
     ):
-        seconds = take_turns(
-            None,
-            {
-                "affinax, s": lambda ours=ours, y=targets: jax.block_until_ready(ours(rows, y, l2=L2, **width)),
-                "scikit-learn, s": lambda peer=peer, y=targets: peer.fit(matrix, y),
-            },
-            pause=0.3,
-        )
-        model = ours(rows, targets, l2=L2, **width)
+
+        def fitted(errors, ours=ours, y=targets):
+            found = ours(rows, y, l2=L2, n_features=matrix.shape[1], standard_errors=errors)
+            return jax.block_until_ready(found)
+
+        calls = {"affinax, s": lambda: fitted(False), "affinax with standard errors, s": lambda: fitted(True)}
+        calls |= {
+            f"scikit-learn {solver}, s": lambda peer=peer, y=targets: peer.fit(matrix, y)
+            for solver, peer in peers.items()
+        }
+        seconds = take_turns(None, calls, pause=0.3)
+        model = fitted(True)
+        fastest = min(seconds[f"scikit-learn {solver}, s"] for solver in peers)
         found[name] = seconds | {
-            "scikit-learn over ours": seconds["scikit-learn, s"] / seconds["affinax, s"],
+            "fastest of scikit-learn over ours": fastest / seconds["affinax, s"],
             "steps": int(model.progress.steps),
-            "greatest difference of weights": agreement(model.weights, np.ravel(peer.coef_)),
+            "slope left": float(model.progress.gradient),
+            "greatest difference of weights": {
+                solver: agreement(model.weights, np.ravel(peer.coef_)) for solver, peer in peers.items()
+            },
         }
     record("regression", {f"ML-100K beside scikit-learn: {crosses}": found})
 

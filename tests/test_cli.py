@@ -170,14 +170,24 @@ def test_side_tables(run, files, tmp_path):
     answers = json.loads(out.read_text())
     assert {answer["item"] % 2 for answer in answers} == {1}
     assert "Film 25" in {answer["title"] for answer in answers}  # rated by nobody
-    regressions = ["--algorithm", "ridge-regression", "--algorithm", "logistic-regression", "--json", out]
-    assert run("evaluate", files / "ratings.csv", *tables, *regressions)[0] == 0
-    assert json.loads(out.read_text()).keys() == {"ridge-regression", "logistic-regression"}
+    logistic = ["--algorithm", "logistic-regression", "--json", out]
+    assert run("evaluate", files / "ratings.csv", *tables, *logistic)[0] == 0
+    assert json.loads(out.read_text()).keys() == {"logistic-regression"}
+    ridge = ["--algorithm", "ridge-regression", "--grid", "l2=1.0,1000.0", "--metric", "rmse"]
+    status, text, _ = run("tune", files / "ratings.csv", *tables, *ridge)
+    assert status == 0, text
+    command = shlex.split(text.replace("\n", " ").partition("next: ")[2])
+    assert command[command.index("--item-features") + 1] == str(items)
+    assert "needs item features" in _error(run("tune", files / "ratings.csv", "--algorithm", "content-profiles"))
     assert "needs item features" in _error(run("fit", files / "ratings.csv", *fit[-3:], "content-profiles"))
     items.write_text("item_id,genres\n100,Drama\n100,War\n")
     assert "items.csv: vocabulary: id np.int64(100) occurs more" in _error(run(*fit, "popularity"))
     items.write_text("film,genres\n,Drama\n")
     assert "items.csv has no column of item ids" in _error(run(*fit, "popularity"))
+    (tmp_path / "items.json").write_text("[]")
+    assert "items.json: a side table must be" in _error(
+        run(*fit, "popularity", "--item-features", tmp_path / "items.json")
+    )
     items.write_text("item,genres\n,Drama\n")
     assert "items.csv, row 0: the item id is missing" in _error(run(*fit, "popularity"))
 
@@ -195,6 +205,9 @@ def test_settings(run, files):
     assert "popularity has no parameter 'rank'; it has none" in _error(run(*evaluate, "popularity.rank=1"))
     assert "implicit-als: rank='many' must be a whole number" in _error(run(*evaluate, "rank=many"))
     assert "rank=0 must be finite and at least 1" in _error(run(*evaluate, "rank=0"))
+    assert "implicit-als: l2='1;2' must be a number" in _error(run(*evaluate, "l2=1;2"))
+    ranker = ["evaluate", files / "ratings.csv", "--algorithm", "bpr", "--set"]
+    assert "bpr: hogwild='yes' must be True or False" in _error(run(*ranker, "hogwild=yes"))
     assert "l2=-1 must be finite and at least 0" in _error(run(*evaluate, "l2=-1"))
 
 

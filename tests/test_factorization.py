@@ -104,33 +104,23 @@ class TestEveryAlgorithm:
         other = jitted(jax.random.key(1))
         assert not np.allclose(other.items, jitted(KEY).items)
 
-    def test_a_grid_of_l2_trains_at_once(self, case):
+    def test_a_grid_of_l2_and_a_loop_of_the_users_own_train_as_fit_does(self, case):
         x, _ = planted()
         data, grid = x.to_device(), jnp.array([0.01, 0.1, 1.0])
 
         def train(l2):
             algorithm = case.build(l2)
-            state = algorithm.init(KEY, data)
-            return jax.lax.scan(lambda s, k: algorithm.step(k, s, data), state, jax.random.split(KEY, 3))
-
-        together, info = jax.jit(jax.vmap(train))(grid)
-        assert info.loss.shape == (3, 3)
-        for place in range(3):
-            alone, _ = train(grid[place])
-            np.testing.assert_allclose(together.items[place], alone.items, rtol=1e-2, atol=2e-3)
-
-    def test_step_runs_in_a_loop_of_the_users_own(self, case):
-        x, _ = planted()
-        data, algorithm = x.to_device(), case.build(0.1)
-
-        @jax.jit
-        def train(key):
-            init_key, key = jax.random.split(key)
+            init_key, key = jax.random.split(KEY)
             state = algorithm.init(init_key, data)
             return jax.lax.scan(lambda s, k: algorithm.step(k, s, data), state, jax.random.split(key, 5))
 
-        state, info = train(KEY)
-        fitted, history = fit(algorithm, data, key=KEY, steps=5, progress=False)
+        alone = jax.jit(train)
+        together, info = jax.jit(jax.vmap(train))(grid)
+        assert info.loss.shape == (3, 5)
+        for place in range(3):
+            np.testing.assert_allclose(together.items[place], alone(grid[place])[0].items, rtol=1e-2, atol=2e-3)
+        fitted, history = fit(case.build(0.1), data, key=KEY, steps=5, progress=False)
+        state, info = alone(grid[1])
         np.testing.assert_allclose(info.loss, history.loss, rtol=1e-4)
         np.testing.assert_allclose(state.items, fitted.items, rtol=1e-2, atol=1e-3)
 

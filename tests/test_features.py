@@ -11,9 +11,20 @@ import pytest
 import scipy.sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from affinax.engine.data import FeatureError, Interactions, fit_features, kinds_of, pair_design, select_features
+from affinax.engine.data import (
+    FeatureError,
+    InteractionError,
+    Interactions,
+    fit_features,
+    kinds_of,
+    pair_design,
+    select_features,
+)
 from affinax.engine.data import columns as columns_module
+from affinax.engine.data.features import device_rows
 from affinax.engine.data.pairs import crossed
+from affinax.engine.neighbors import content_profiles
+from affinax.engine.regression import logistic_recommender, ridge_recommender
 
 KINDS = {
     "age": "numeric",
@@ -109,6 +120,18 @@ def test_missing_values_are_an_error_or_imputed():
     assert dense["about:wine"][1] == 0
 
 
+def test_nan_is_missing_in_every_kind():
+    nan = float("nan")
+    frame = people(code=[1.0, nan, 1.0, 2.0], vector=[[1.0, 0.0], [nan, nan], [2.0, 2.0], [0.0, 1.0]])
+    for name, kind in (("code", "categorical"), ("vector", "embedding")):
+        with pytest.raises(FeatureError, match=rf"column '{name}', row 1: the value is missing \(1 such\)"):
+            fit_features(frame, {name: kind})
+    found = fit_features(frame, {"code": "categorical", "vector": "embedding"}, missing="impute").apply(frame)
+    assert found.matrix.toarray()[1].tolist() == [1, 0, 1, 1]
+    with pytest.raises(FeatureError, match="row 1: nan is not finite"):
+        fit_features(people(vector=[[1.0, 0.0], [nan, 1.0], [2.0, 2.0], [0.0, 1.0]]), {"vector": "embedding"})
+
+
 def test_a_column_all_missing_and_constant_features():
     empty = people(age=[None] * 4, job=["cook"] * 4, likes=["War|Drama", "War", "War", "War"])
     kinds = {"age": "numeric", "likes": "multi-hot"}
@@ -133,6 +156,7 @@ def test_a_column_all_missing_and_constant_features():
         ({"age": [1.0, np.inf, 2.0, 3.0]}, {"age": "numeric"}, "column 'age', row 1: inf is not finite"),
         ({"vector": [[1.0], [1.0, 2.0], [1.0], [2.0]]}, {"vector": "embedding"}, "row 0: a vector of length 1"),
         ({"about": ["a", "b", "c", "d"]}, {"about": "text"}, "column 'about': empty vocabulary"),
+        ({"job": [{"a": 1}] * 4}, {"job": "categorical"}, "column 'job' is Struct"),
     ],
 )
 def test_columns_that_cannot_be_encoded(columns, kinds, message):
@@ -146,6 +170,8 @@ def test_arguments_that_are_refused(monkeypatch):
             fit_features(people(), {"age": "numeric"}, **wrong)
     with pytest.raises(ValueError, match="kind 'number' must be one of"):
         fit_features(people(), {"age": "number"})
+    with pytest.raises(ValueError, match=r"columns=\['age'\] must be a mapping of columns to their kinds"):
+        fit_features(people(), ["age"])
     with pytest.raises(FeatureError, match="frames of polars, pandas and pyarrow"):
         fit_features([1, 2])
     with pytest.raises(FeatureError, match="no rows"):
@@ -168,6 +194,8 @@ def test_kinds_are_guessed_and_what_is_left_out_is_said(movielens_100k):
     encoder = fit_features(x.user_features)
     assert "column 'zip' left out: no kind suits it" in encoder.notes
     assert encoder.apply(x.user_features).matrix.shape == (943, 1 + 2 + 21)
+    lists = pl.DataFrame({"labels": [[1, 2], [3]], "vectors": [[0.1, 0.2], [0.3, 0.4]], "nested": [[[1]], [[2]]]})
+    assert kinds_of(lists) == {"labels": "multi-hot", "vectors": "embedding"}
 
 
 class TestSelection:
@@ -249,6 +277,35 @@ def test_a_row_of_a_pair_is_its_terms(small, crosses):
     assert all(row[place[name]] == 1 for name in expected)
     parts = design.parts(np.arange(design.n_features))
     assert {term: part.shape for term, part in parts.items()} == design.shapes
+
+
+def test_missing_values_of_side_tables_are_imputed_where_that_is_asked_for(small):
+    x = replace(small, item_features=pl.DataFrame({"genres": [["War"], None, ["Drama"], []]}))
+    message = r"column 'genres', row 1: the value is missing \(1 such\)\. missing=\"impute\" fills them in"
+    for build in (pair_design, ridge_recommender, logistic_recommender, content_profiles):
+        with pytest.raises(FeatureError, match=message):
+            build(x)
+    assert pair_design(x, missing="impute").items.matrix.toarray().tolist() == [[0, 1], [0, 0], [1, 0], [0, 0]]
+    for build in (ridge_recommender, logistic_recommender, content_profiles):
+        assert build(x, missing="impute").n_items == 4
+
+
+def test_pairs_of_nobody_are_refused(small):
+    design = pair_design(small)
+    for users, items, message in (
+        ([-1], [0], r"user id -1 is outside \[0, 4\)"),
+        ([0], [4], r"item id 4 is outside \[0, 4\)"),
+        ([0, 1], [0], "2 users and 1 items do not make pairs"),
+    ):
+        with pytest.raises(InteractionError, match=message):
+            design.rows(users, items)
+
+
+def test_entries_that_occur_again_are_summed_and_the_matrix_stays_as_it_is():
+    matrix = scipy.sparse.csr_array((np.array([1.0, 2.0, 3.0]), np.array([2, 0, 2]), np.array([0, 3])), shape=(1, 3))
+    rows = device_rows(matrix)
+    assert (rows.indices.tolist(), rows.values.tolist()) == ([0, 2], [2.0, 4.0])
+    assert matrix.indices.tolist() == [2, 0, 2]
 
 
 def test_designs_without_side_tables_are_ids_alone(small):

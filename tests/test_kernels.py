@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from inspect import unwrap  # what a user has, without the type checker of the tests
 
 import jax
@@ -12,7 +13,16 @@ import scipy.sparse
 from jax.sharding import PartitionSpec as P
 
 from affinax.engine.data import Interactions
-from affinax.kernels import co_rated, least_squares, neighbor_mean, op, sparse_product, sparse_top_k, top_k
+from affinax.kernels import (
+    co_rated,
+    least_squares,
+    neighbor_mean,
+    op,
+    sparse_product,
+    sparse_top_k,
+    top_k,
+    weighted_gramian,
+)
 from affinax.kernels.csr import CSR, SparseMatrix
 from affinax.kernels.op import Op
 
@@ -41,13 +51,15 @@ def on_device(arrays):
 
 
 def solve(arrays, **options):
-    return least_squares.solve(**on_device(arrays), **options)
+    """In one program: a reference outside jit compiles each of its operations alone, which takes longer."""
+    return jax.jit(functools.partial(least_squares.solve, **options))(**on_device(arrays))
 
 
 def search(arrays, **options):
     arrays = on_device(arrays)
     seen = CSR(arrays.pop("seen_indptr"), arrays.pop("seen_indices"), jnp.ones(1))
-    return top_k.search(**arrays, seen=seen, **options)
+    found = functools.partial(top_k.search, k=arrays.pop("k"), **options)
+    return jax.jit(found)(**arrays, seen=seen)
 
 
 def devices():
@@ -153,7 +165,7 @@ def test_least_squares_under_transformations(implementation):
     arrays = {name: jnp.asarray(array) for name, array in least_squares_arguments(LEAST_SQUARES[4]).items()}
 
     def solved(l2):
-        return solve(arrays | {"l2": l2}, solver="cholesky", implementation=implementation).x
+        return least_squares.solve(**(arrays | {"l2": l2}), solver="cholesky", implementation=implementation).x
 
     eager = solved(arrays["l2"])
     np.testing.assert_array_equal(jax.jit(solved)(arrays["l2"]), eager)
@@ -259,8 +271,10 @@ def test_nan_and_infinity_never_rank(implementation):
 def test_top_k_under_transformations(implementation):
     arrays = {name: jnp.asarray(a) if name != "k" else a for name, a in top_k_arguments(TOP_K[0]).items()}
 
+    seen = CSR(arrays.pop("seen_indptr"), arrays.pop("seen_indices"), jnp.ones(1))
+
     def found(queries):
-        return search(arrays | {"queries": queries}, implementation=implementation)
+        return top_k.search(**(arrays | {"queries": queries}), seen=seen, implementation=implementation)
 
     ids, _ = found(arrays["queries"])
     np.testing.assert_array_equal(jax.jit(found)(arrays["queries"])[0], ids)
@@ -302,17 +316,14 @@ def test_sparse_top_k_is_exact(case, similarity, implementation):
             queries[rows], table, case.k, similarity, sizes, 2.0, not case.dense, **given, seen=seen if given else None
         )
         seen_too = {"seen": as_csr(arrays["seen"]), "seen_rows": jnp.arange(case.batch, dtype=jnp.int32)}
-        ids, scores = sparse_top_k.search(
+        static = {"k": case.k, "n_columns": case.n_columns, "similarity": similarity, "implementation": implementation}
+        ids, scores = jax.jit(functools.partial(sparse_top_k.search, **static))(
             as_csr(queries),
             jnp.asarray(rows),
             jnp.asarray(table) if case.dense else as_csr(table),
-            case.k,
-            n_columns=case.n_columns,
-            similarity=similarity,
             query_sizes=jnp.asarray(arrays["query_sizes"]),
             column_sizes=jnp.asarray(arrays["column_sizes"]),
             shrink=2.0,
-            implementation=implementation,
             **(on_device(given) | seen_too if given else {}),
         )
         np.testing.assert_allclose(scores, expected, rtol=2e-6)
@@ -370,15 +381,9 @@ def test_co_rated_is_exact(case, implementation, similarity, shrink, min_support
     rows = np.random.default_rng(1).permutation(case.n_rows).astype(np.int32)
     found = naive.co_rated_similarities(ratings, similarity, shrink, min_support)[rows]
     _, expected = naive.best(np.where(found > 0, found, -np.inf), case.k)
-    ids, scores = co_rated.search(
-        both_ways(ratings),
-        jnp.asarray(rows),
-        case.k,
-        similarity=similarity,
-        shrink=shrink,
-        min_support=min_support,
-        implementation=implementation,
-    )
+    static = {"k": case.k, "similarity": similarity, "implementation": implementation}
+    found_by = jax.jit(functools.partial(co_rated.search, **static))
+    ids, scores = found_by(both_ways(ratings), jnp.asarray(rows), shrink=shrink, min_support=min_support)
     np.testing.assert_allclose(scores, expected, rtol=3e-6)
     np.testing.assert_array_equal(np.asarray(ids) >= 0, np.isfinite(expected))
     there = np.asarray(ids) >= 0
@@ -430,9 +435,27 @@ def test_sparse_product_is_exact(case, implementation):
     mapped = jax.jit(jax.vmap(product, in_axes=(0, None)))(jnp.asarray(rows)[:, None], sparse.values)
     np.testing.assert_allclose(mapped[:, 0], found, rtol=1e-5, atol=1e-4)
     mix = rng.normal(size=found.shape).astype(np.float32)
-    by_rows, by_values = jax.grad(lambda r, v: jnp.sum(product(r, v) * mix), (0, 1))(jnp.asarray(rows), sparse.values)
+    slopes = jax.jit(jax.grad(lambda r, v: jnp.sum(product(r, v) * mix), (0, 1)))
+    by_rows, by_values = slopes(jnp.asarray(rows), sparse.values)
     np.testing.assert_allclose(by_rows, mix @ table.T, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(by_values, (rows.T @ mix)[np.nonzero(table)], rtol=1e-4, atol=1e-3)
+
+
+@each_implementation
+@each_ratings
+def test_weighted_gramian_is_exact(case, implementation):
+    table, rng = ratings_of(case), np.random.default_rng(4)
+    weights, sparse = rng.normal(size=(2, case.n_rows)).astype(np.float32), as_csr(table)
+
+    def gramian(weights, rows):
+        return weighted_gramian.compute(rows, weights, case.n_columns, implementation=implementation)
+
+    grid = jax.jit(jax.vmap(gramian, in_axes=(0, None)))
+    for rows, dense in ((sparse, table), (sparse._replace(values=jnp.array([2.0])), 2.0 * (table != 0))):
+        found = grid(jnp.asarray(weights), rows)
+        for place in range(2):
+            close(found[place], (dense.T.astype(np.float64) * weights[place]) @ dense, 1e-6)
+    np.testing.assert_array_equal(gramian(jnp.asarray(weights[0]), sparse), grid(jnp.asarray(weights), sparse)[0])
 
 
 @each_implementation
@@ -446,7 +469,8 @@ def test_rating_kernels_sharded_over_devices(implementation):
         ids, scores = co_rated.search(matrix, rows, 4, implementation=implementation)
         means = neighbor_mean.weighted_mean(similar, matrix.by_user, rows, rows, 3, implementation=implementation)
         product = sparse_product.multiply(dense[rows % 36], similar_rows, 71, implementation=implementation)
-        return ids, scores, means, product
+        gramians = jax.vmap(lambda w: weighted_gramian.compute(similar_rows, w, 71, implementation=implementation))
+        return ids, scores, means, product, gramians(dense[rows % 36])
 
     similar_rows = as_csr(ratings[:36])
     sharded = jax.shard_map(found, mesh=devices(), in_specs=P("rows"), out_specs=P("rows"), check_vma=False)

@@ -42,9 +42,12 @@ def data():
     return x, y, (rng.random(N) < 1 / (1 + np.exp((y.mean() - y) / 4))).astype(float)
 
 
-def forms(x):
-    """The same design, dense and sparse."""
-    return {"dense": (x, {}), "sparse": (device_rows(scipy.sparse.csr_array(x)), {"n_features": x.shape[1]})}
+def forms(x, zeros=False):
+    """The same design, dense and sparse; with its zeros stored, designs of one shape are one program."""
+    n, d = x.shape
+    stored = (x.ravel(), np.tile(np.arange(d), n), np.arange(n + 1) * d)
+    sparse = scipy.sparse.csr_array(stored, shape=x.shape) if zeros else scipy.sparse.csr_array(x)
+    return {"dense": (x, {}), "sparse": (device_rows(sparse), {"n_features": d})}
 
 
 @pytest.mark.parametrize("intercept", [True, False])
@@ -85,16 +88,16 @@ class TestAgainstOracles:
 def test_many_targets_at_once(data):
     x, y, other = data
     several = np.stack([y, other, -2 * y], axis=1)
-    for design, width in forms(x).values():
-        for solver in ("cholesky", "cg"):
-            found = ridge_regression(design, several, l2=0.5, solver=solver, **width)
-            for column in range(3):
-                one = ridge_regression(design, several[:, column], l2=0.5, solver=solver, **width)
-                np.testing.assert_allclose(found.weights[:, column], one.weights, rtol=1e-4, atol=1e-5)
-                np.testing.assert_allclose(found.intercept[column], one.intercept, rtol=1e-4, atol=1e-5)
-            if solver == "cholesky":
-                np.testing.assert_allclose(found.standard_errors[:, 2], one.standard_errors, rtol=1e-4)
-            np.testing.assert_allclose(found.scores(design)[:, 2], one.scores(design), rtol=1e-3, atol=1e-4)
+    for form, solver in (("dense", "cholesky"), ("sparse", "cg")):
+        design, width = forms(x)[form]
+        found = ridge_regression(design, several, l2=0.5, solver=solver, **width)
+        for column in range(3):
+            one = ridge_regression(design, several[:, column], l2=0.5, solver=solver, **width)
+            np.testing.assert_allclose(found.weights[:, column], one.weights, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(found.intercept[column], one.intercept, rtol=1e-4, atol=1e-5)
+        if solver == "cholesky":
+            np.testing.assert_allclose(found.standard_errors[:, 2], one.standard_errors, rtol=1e-4)
+        np.testing.assert_allclose(found.scores(design)[:, 2], one.scores(design), rtol=1e-3, atol=1e-4)
 
 
 SOLVERS = [(ridge_regression, "cholesky"), (ridge_regression, "cg"), (logistic_regression, "newton")]
@@ -153,9 +156,9 @@ class TestWhatIsNotDetermined:
             (D, np.hstack([x, x[:, 1:2] + x[:, 4:5]])),
             (3, np.hstack([x[:, :3], 7 * ones, x[:, 3:]])),
             (0, np.hstack([0 * ones, x])),
-            (r"\d+", np.hstack([x, x])),
+            (8, np.hstack([x, x[:, 2:3]])),
         ):
-            design, width = forms(wrong)[form]
+            design, width = forms(wrong, zeros=True)[form]
             with pytest.raises(FeatureError, match=rf"feature {place} is constant or .* Pass l2 > 0"):
                 regress(design, y, l2=0.0, **width)
             assert np.isfinite(np.asarray(regress(design, y, l2=1.0, **width).weights)).all()
@@ -196,8 +199,49 @@ def test_what_did_not_converge_is_reported_with_the_model(data):
         logistic_regression(x, yes, l2=0.1, solver="lbfgs", steps=2)
     model = jax.jit(lambda x: ridge_regression(x, y, l2=0.1, solver="cg", steps=1))(jnp.asarray(x, jnp.float32))
     assert float(model.progress.gradient) > 1e-6  # where it is traced, the caller sees
-    with pytest.raises(FeatureError, match=r"tell every 1 from every 0, .*Pass l2 > 0"):
-        logistic_regression(x[:, :1], (x[:, 0] > 1).astype(float), l2=0.0)
+
+
+@pytest.mark.parametrize("form", ["dense", "sparse"])
+class TestSeparation:
+    """Only a penalty keeps such weights finite; the features are told, and not called collinear."""
+
+    def refused(self, x, y, form, message, **options):
+        design, width = forms(x, zeros=True)[form]
+        with pytest.raises(FeatureError, match=message):
+            logistic_regression(design, y, l2=0.0, **width, **options)
+        assert np.isfinite(np.asarray(logistic_regression(design, y, l2=0.5, **width, **options).weights)).all()
+
+    def test_of_every_row(self, data, form):
+        x, _, _ = data
+        message = r"features? 0.* tells? every 1 from every 0 \(separation\), .* Pass l2 > 0"
+        self.refused(x, x[:, 0] > x[:, 0].mean(), form, message)
+        together = x[:, 1] + x[:, 2]
+        message = r"features \d, \d.* together tell every 1 from every 0 \(separation\)"
+        self.refused(x, together > together.mean(), form, message)
+
+    @pytest.mark.parametrize("intercept", [True, False])
+    def test_of_some_rows(self, data, form, intercept):
+        """Those of a rare feature are all 1; of the others nothing is certain."""
+        x, _, y = data
+        rare = np.isin(np.arange(N), [3, 50, 77]).astype(float)
+        y = np.where(rare == 1, 1.0, y)
+        message = r"feature 8 tells for certain what 3 of the 300 rows are \(separation\), .* Pass l2 > 0"
+        self.refused(np.column_stack([x, rare]), y, form, message, intercept=intercept)
+
+    def test_collinear_features_are_called_collinear(self, data, form):
+        x, _, y = data
+        rare = np.isin(np.arange(N), [3, 50, 77]).astype(float)
+        y = np.where(rare == 1, 1.0, y)
+        self.refused(np.column_stack([x, x[:, 0] + x[:, 1]]), y, form, "feature 8 is constant or a linear combination")
+        self.refused(np.column_stack([x, rare, rare]), y, form, "feature 9 is constant or a linear combination")
+
+    def test_strong_features_are_not_separation(self, data, form):
+        x, y, _ = data
+        y = (y > y.mean()).astype(float)
+        y[:6] = 1 - y[:6]
+        design, width = forms(x * 30)[form]
+        found = logistic_regression(design, y, l2=0.0, **width)
+        np.testing.assert_allclose(found.weights, naive.logistic(x * 30, y, 0.0, True)["weights"], rtol=2e-3, atol=1e-4)
 
 
 @each_regression
@@ -223,6 +267,28 @@ def test_what_is_refused(regress, design, targets, options, message):
         regress(design, np.asarray(targets, float), **options)
 
 
+def test_sparse_matrices_of_scipy_are_designs(data):
+    x, y, _ = data
+    matrix = scipy.sparse.coo_matrix(x)
+    found = ridge_regression(matrix, y)
+    np.testing.assert_array_equal(found.weights, ridge_regression(forms(x)["sparse"][0], y, n_features=D).weights)
+    np.testing.assert_allclose(found.scores(matrix), found.scores(x), rtol=1e-4, atol=1e-4)
+
+
+def test_designs_that_would_be_misread_are_refused(data):
+    """JAX takes the last feature for any beyond it, and rows that are out of order would lose products."""
+    x, y, _ = data
+    found = ridge_regression(x, y)
+    for design in (np.eye(D + 1), scipy.sparse.eye_array(D + 1), device_rows(scipy.sparse.csr_array(np.eye(D + 1)))):
+        with pytest.raises(FeatureError, match=r"column 8, outside \[0, 8\)|design.shape=\(9, 9\) must be"):
+            found.scores(design)
+    rows = device_rows(scipy.sparse.csr_array(np.eye(3)))
+    for columns, message in (([2, 0, 1], "entry 1: column 0 after 2 in one row"), ([-1, 0, 1], "column -1, outside")):
+        wrong = rows._replace(indptr=jnp.array([0, 2, 2, 3], jnp.int32), indices=jnp.array(columns, jnp.int32))
+        with pytest.raises(FeatureError, match=message):
+            ridge_regression(wrong, [1, 2, 3], n_features=3)
+
+
 def test_targets_of_a_logistic_regression_are_0_or_1():
     for targets, message in (
         ([0, 2, 1], "2.0 at row 1 must be 0 or 1"),
@@ -240,7 +306,10 @@ def test_weights_as_an_explanation(data):
     assert table.columns == ["feature", "weight", "standard_error", "z"]
     assert table["feature"].to_list() == ["(intercept)", *(f"x{k}" for k in range(D))]
     np.testing.assert_allclose(table["z"][1:], found.weights / found.standard_errors, rtol=1e-6)
-    assert ridge_regression(x, y, solver="cg").table([str(k) for k in range(D)]).columns == ["feature", "weight"]
+    for options in ({"solver": "cg"}, {"standard_errors": False}):
+        bare = ridge_regression(x, y, **options)
+        assert bare.table([str(k) for k in range(D)]).columns == ["feature", "weight"]
+        np.testing.assert_allclose(bare.weights, found.weights, rtol=1e-4, atol=1e-5)
     with pytest.raises(FeatureError, match="3 names for weights of shape"):
         found.table(["a", "b", "c"])
 

@@ -21,6 +21,7 @@ from affinax.engine.training import select, trials
 from .test_factorization import checkerboard, planted
 
 KEY = jax.random.key(3)
+TOGETHER = 1 << 30  # bytes, which hold all trials of a grid
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,8 @@ def alone(build, point, train, validation, steps):
 def test_trials_together_find_what_each_finds_alone(parts):
     als = functools.partial(implicit_als, solver="cholesky")
     grid = {"rank": [2, 4], "l2": [1e-3, 0.1, 30.0], "unobserved_weight": [0.1]}
-    found = select({"als": als}, {"als": grid}, *parts, "ndcg_at_5", key=KEY, steps=6, patience=6, progress=False)
+    options = {"key": KEY, "steps": 6, "patience": 6, "memory": TOGETHER, "progress": False}
+    found = select({"als": als}, {"als": grid}, *parts, "ndcg_at_5", **options)
     assert len(found.trials) == 6
     assert {trial.outcome for trial in found.trials} == {"steps"}
     for trial in found.trials:
@@ -78,7 +80,7 @@ def test_numbers_train_in_one_compilation_and_shapes_in_turn(parts):
     assert [traced for traced, _ in groups] == [["l2", "unobserved_weight"]] * 2
     assert [len(group) for _, group in groups] == [4, 4]
     built.clear()
-    found = select({"als": counted}, {"als": grid}, *parts, key=KEY, steps=2, progress=False)
+    found = select({"als": counted}, {"als": grid}, *parts, key=KEY, steps=2, memory=TOGETHER, progress=False)
     assert len(found.trials) == 8
     under_vmap = [point for point in built if isinstance(point["l2"], jax.core.Tracer)]
     # Once to try each of three numbers, and in each of two groups for its shape, its start and its step.
@@ -89,10 +91,10 @@ def test_numbers_train_in_one_compilation_and_shapes_in_turn(parts):
 def test_memory_bounds_how_many_train_together(parts):
     grid = {"als": {"rank": [3], "l2": [1e-3, 1e-2, 1e-1, 1.0, 10.0]}}
     options = {"key": KEY, "steps": 3, "progress": False}
-    whole = select({"als": implicit_als}, grid, *parts, **options)
+    whole = select({"als": implicit_als}, grid, *parts, memory=TOGETHER, **options)
+    default = select({"als": implicit_als}, grid, *parts, **options)
     few = select({"als": implicit_als}, grid, *parts, memory=4_000, **options)
-    one = select({"als": implicit_als}, grid, *parts, memory=1, **options)
-    for other in (few, one):
+    for other in (few, default):
         for a, b in zip(whole.trials, other.trials, strict=True):
             assert (a.parameters, a.step) == (b.parameters, b.step)
             assert a.score == pytest.approx(b.score, abs=1e-6)
@@ -121,7 +123,7 @@ def test_each_trial_stops_by_its_own_patience(parts):
 
 def test_a_trial_that_diverges_is_reported_and_ends_nothing(rated):
     grid = {"mf": {"rank": [3], "learning_rate": [1e30, 0.02, 0.05]}}
-    found = select({"mf": biased_mf}, grid, *rated, "rmse", key=KEY, steps=8, progress=False)
+    found = select({"mf": biased_mf}, grid, *rated, "rmse", key=KEY, steps=8, memory=TOGETHER, progress=False)
     assert [trial.outcome == "diverged" for trial in found.trials] == [False, False, True]
     last = found.table.row(-1, named=True)
     assert last["learning_rate"] == 1e30
@@ -129,6 +131,16 @@ def test_a_trial_that_diverges_is_reported_and_ends_nothing(rated):
     assert last["step"] >= 1
     with pytest.raises(DivergenceError, match="all 1 trials diverged, such as Trial"):
         select({"mf": biased_mf}, {"mf": {"rank": [3], "learning_rate": [1e30]}}, *rated, "rmse", key=KEY, steps=8)
+
+
+def test_a_closed_form_that_diverges_ends_nothing(parts):
+    def brittle(interactions, l2):
+        if l2 == 0:
+            raise DivergenceError("no")
+        return ease(interactions, l2=l2)
+
+    found = select({"brittle": brittle}, {"brittle": {"l2": [0.0, 5.0]}}, *parts, key=KEY, progress=False)
+    assert [trial.outcome for trial in found.trials] == ["closed form", "diverged"]
 
 
 def test_less_error_is_better(rated):
@@ -219,6 +231,12 @@ ALS = {"als": implicit_als}
         ({}, {}, {}, r"the algorithms to try are \[\]"),
         (ALS, {}, {}, r"the grid of als: it needs \['rank'\], which have no default"),
         (ALS, {"als": {"rank": [2]}}, {"steps": 0}, "steps=0"),
+        (
+            ALS,
+            {"als": {"rank": [2]}},
+            {"steps": {"mf": 3}},
+            r"steps are for \['mf'\]; the algorithms that take .*'als'",
+        ),
         (ALS, {"als": {"rank": [2]}}, {"patience": 0}, "patience=0"),
         (ALS, {"als": {"rank": [2]}}, {"metric": "rmse"}, "rmse needs values, and the validation part has none"),
     ],

@@ -390,7 +390,7 @@ def test_newcomers_do_as_well_as_those_who_were_trained(movielens_100k):
     train, test = movielens_100k.with_values(None).split("random", test_fraction=0.2)
     new = np.isin(train.users, np.random.default_rng(0).permutation(train.n_users)[:200])
     test = test.select(np.isin(test.users, train.users[new]))
-    for algorithm in (bpr(16, learning_rate=0.1), logistic_mf(16, learning_rate=0.05)):
+    for algorithm in (bpr(8, learning_rate=0.1), logistic_mf(8, learning_rate=0.05)):
         whole, _ = fit(algorithm, train, key=KEY, steps=12, progress=False)
         known, _ = fit(algorithm, train.select(~new), key=KEY, steps=12, progress=False)
         trained, folded, nobody = (

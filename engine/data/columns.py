@@ -105,7 +105,7 @@ def fit_column(column: pl.Series, kind: str, *, separator: str, max_terms: int |
 def kinds_of(frame: Any, *, separator: str = "|") -> dict[str, str]:
     """The kind that suits each column, by its type and how often its values recur.
 
-    Numbers are "numeric" but for whole ones that are all different, which are ids; lists are "multi-hot", of numbers
+    Numbers are "numeric" but for whole ones that are all different, which are ids; lists are "multi-hot", of fractions
     "embedding"; texts with the separator are "multi-hot", those of which there are at most half as many as rows
     "categorical", and of the others those of several words "text". Any other column, such as a date or a post code, has
     none.
@@ -127,7 +127,8 @@ def _kind_of(column: pl.Series, separator: str) -> str | None:
 
     there = column.drop_nulls()
     if isinstance(column.dtype, pl.List | pl.Array):
-        return "embedding" if _inner(column.dtype).is_numeric() else "multi-hot"
+        inner = _inner(column.dtype)
+        return "embedding" if inner.is_float() else None if inner.is_nested() else "multi-hot"
     if column.dtype.is_float():
         return "numeric"
     if column.dtype.is_integer():
@@ -178,18 +179,23 @@ def _values(column: pl.Series, kind: str, separator: str, impute: bool) -> Any:
     """The column as scikit-learn takes it; what is missing is an error unless it is to be imputed."""
     import polars as pl
 
-    if kind == "numeric" and column.dtype.is_float():
+    nested = isinstance(column.dtype, pl.List | pl.Array)
+    if column.dtype.is_float():
         column = column.fill_nan(None)
+    elif kind == "embedding" and nested and _inner(column.dtype).is_float():
+        # A vector is missing where all of it is; one that is missing in part is an error.
+        vectors = (np.array(vector or [0.0], np.float64) for vector in column.to_list())
+        gone = pl.Series([bool(np.isnan(vector).all()) for vector in vectors])
+        column = column.zip_with(~gone, pl.Series([None], dtype=column.dtype)) if gone.any() else column
     if column.null_count() and not impute:
         row = int(np.argmax(column.is_null().to_numpy()))
         raise FeatureError(
             f"column {column.name!r}, row {row:,}: the value is missing ({column.null_count():,} such). "
             'missing="impute" fills them in'
         )
-    nested = isinstance(column.dtype, pl.List | pl.Array)
     fits = {
         "numeric": column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Null),
-        "categorical": not nested,
+        "categorical": not column.dtype.is_nested(),
         "multi-hot": column.dtype in (pl.String, pl.Null) or (nested and not _inner(column.dtype).is_nested()),
         "text": column.dtype in (pl.String, pl.Null),
         "embedding": nested and _inner(column.dtype).is_numeric(),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from ..errors import FeatureError
-from .columns import EncodedColumn, fit_column, kinds_of, side_table
+from .columns import KINDS, EncodedColumn, fit_column, kinds_of, side_table
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -140,6 +140,8 @@ def fit_features(
     ):
         if value not in accepted:
             raise ValueError(f"{name}={value!r} must be one of {accepted}")
+    if not (columns is None or isinstance(columns, Mapping)):
+        raise ValueError(f"{columns=} must be a mapping of columns to their kinds, of which there are {KINDS}")
     notes = []
     table = side_table(frame, columns)
     if columns is None:
@@ -228,7 +230,7 @@ def shape_of(matrix: scipy.sparse.csr_array) -> tuple[int, int]:
 
 
 def device_rows(matrix: scipy.sparse.csr_array) -> CSR:
-    """A scipy matrix as `CSR` on the device.
+    """A scipy matrix as `CSR` on the device, entries that occur again summed.
 
     Raises:
         FeatureError: More entries than int32 can index.
@@ -241,7 +243,9 @@ def device_rows(matrix: scipy.sparse.csr_array) -> CSR:
         raise FeatureError(
             f"{matrix.nnz:,} entries of shape {matrix.shape} exceed the {MAX_INDEX:,} that can be indexed"
         )
-    matrix.sort_indices()
+    if not matrix.has_canonical_format:
+        matrix = matrix.copy()
+        matrix.sum_duplicates()
     return CSR(
         jnp.asarray(matrix.indptr.astype(np.int32)),
         jnp.asarray(matrix.indices.astype(np.int32)),

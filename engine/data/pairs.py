@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import FeatureError
+from ..errors import FeatureError, InteractionError
+from .checking import checked_ids
 from .columns import kinds_of
 from .features import Features, fit_features, shape_of
 from .interactions import Interactions
@@ -81,10 +82,17 @@ class PairDesign:
         return np.concatenate([names[term] for term in self.shapes])
 
     def rows(self, users: Any, items: Any) -> scipy.sparse.csr_array:
-        """The design matrix `[n_pairs, n_features]` of pairs of users and items, by index."""
+        """The design matrix `[n_pairs, n_features]` of pairs of users and items, by index.
+
+        Raises:
+            InteractionError: An index that is outside, or other numbers of users and items.
+        """
         import scipy.sparse
 
-        users, items = np.asarray(users), np.asarray(items)
+        users, _ = checked_ids("user", users, self.users.n_rows)
+        items, _ = checked_ids("item", items, self.items.n_rows)
+        if len(users) != len(items):
+            raise InteractionError(f"{len(users):,} users and {len(items):,} items do not make pairs")
         a, b = self.users.matrix[users], self.items.matrix[items]
         p, q = _one_hot(users, self.users.n_rows), _one_hot(items, self.items.n_rows)
         blocks = [a, b, p, q]
@@ -107,6 +115,7 @@ def pair_design(
     crosses: str = "features",
     user_columns: dict[str, str] | None = None,
     item_columns: dict[str, str] | None = None,
+    missing: str = "error",
 ) -> PairDesign:
     """The design of pairs of these users and items, from their side tables where they have any.
 
@@ -115,10 +124,11 @@ def pair_design(
         crosses: Which products of terms there are; see `PairDesign`.
         user_columns: Kinds of the columns, as in `fit_features`; if None, what `kinds_of` makes of them, without texts.
         item_columns: Likewise. An empty one means no features.
+        missing: What a missing value does: "error" or "impute"; see `fit_features`.
 
     Raises:
         FeatureError: Side tables that cannot be encoded; see `fit_features`.
-        ValueError: An unknown `crosses`.
+        ValueError: An unknown `crosses` or `missing`.
     """
     if crosses not in CROSSES:
         raise ValueError(f"{crosses=} must be one of {CROSSES}")
@@ -126,15 +136,15 @@ def pair_design(
         np.arange(n) if ids is None else ids.ids for n, ids in ((x.n_users, x.user_ids), (x.n_items, x.item_ids))
     )
     return PairDesign(
-        side_features(x.user_features, x.n_users, user_columns),
-        side_features(x.item_features, x.n_items, item_columns),
+        side_features(x.user_features, x.n_users, user_columns, missing),
+        side_features(x.item_features, x.n_items, item_columns, missing),
         crosses,
         user_ids.astype(np.str_),
         item_ids.astype(np.str_),
     )
 
 
-def side_features(frame: Any, n_rows: int, columns: dict[str, str] | None) -> Features:
+def side_features(frame: Any, n_rows: int, columns: dict[str, str] | None, missing: str = "error") -> Features:
     """The features of one side: none without a table, and what is constant in it left out."""
     import scipy.sparse
 
@@ -144,7 +154,7 @@ def side_features(frame: Any, n_rows: int, columns: dict[str, str] | None) -> Fe
         return Features(scipy.sparse.csr_array((n_rows, 0), dtype=np.float32), np.empty(0, np.str_))
     if frame is None:
         raise FeatureError(f"columns {list(columns)} are asked for, and these interactions have no such side table")
-    return fit_features(frame, columns, constant="drop").apply(frame)
+    return fit_features(frame, columns, missing=missing, constant="drop").apply(frame)
 
 
 def crossed(left: scipy.sparse.csr_array, right: scipy.sparse.csr_array) -> scipy.sparse.csr_array:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     import polars as pl
 
 
+_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq", ".jsonl", ".ndjson")
+
+
 def read_side_table(path: str | Path, side: str) -> tuple[Vocabulary, pl.DataFrame]:
     """Reads a table with a row for each user or item, and the vocabulary of their ids.
 
@@ -29,12 +32,14 @@ def read_side_table(path: str | Path, side: str) -> tuple[Vocabulary, pl.DataFra
         the other columns.
 
     Raises:
-        FeatureError: A file that cannot be read, without ids, or with one that is missing.
+        FeatureError: A file of another kind, that cannot be read, without ids, or with one that is missing.
         InteractionError: An id that occurs twice.
     """
     import polars as pl
 
     path = Path(path)
+    if path.suffix not in _SUFFIXES:
+        raise FeatureError(f"{path.name}: a side table must be a file of one of the kinds {', '.join(_SUFFIXES)}")
     try:
         if path.suffix in (".parquet", ".pq"):
             frame = pl.read_parquet(path)

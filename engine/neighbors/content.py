@@ -70,7 +70,7 @@ class ContentProfiles(NamedTuple):
 
 
 def content_profiles(
-    interactions: Interactions, *, features: Any = None, columns: dict[str, str] | None = None
+    interactions: Interactions, *, features: Any = None, columns: dict[str, str] | None = None, missing: str = "error"
 ) -> ContentProfiles:
     """Users as means of the items they met, `profile = sum of value features / sum of |value|`, and items by cosine.
 
@@ -82,6 +82,7 @@ def content_profiles(
         features: `[n_items, n_features]`: `Features`, a scipy matrix, or an array such as sentence embeddings. If None,
             they are made of `interactions.item_features`, constant ones left out.
         columns: The kinds of the columns of that side table; see `fit_features`.
+        missing: What a value that is missing in it does: "error" or "impute"; likewise.
 
     Returns:
         `ContentProfiles`. Where features are sparse, items that share nothing with a profile are not answered.
@@ -102,7 +103,7 @@ def content_profiles(
                 "content_profiles needs item features, and these interactions have none. Pass features=…, or give "
                 "the interactions a side table: dataclasses.replace(interactions, item_features=frame)"
             )
-        encoder = fit_features(interactions.item_features, columns, constant="drop")
+        encoder = fit_features(interactions.item_features, columns, missing=missing, constant="drop")
         features = encoder.apply(interactions.item_features)
     elif columns is not None:
         raise ValueError("columns say what to make of item_features; with features there is nothing to make")

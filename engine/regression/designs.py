@@ -1,4 +1,4 @@
-"""What is done with a design matrix, dense or sparse: products, column means, Gramians; and its checks."""
+"""Design matrices, dense or sparse, and what is done with them: products, sums of their columns, Gramians."""
 
 from __future__ import annotations
 
@@ -11,55 +11,57 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from ...kernels import weighted_gramian
 from ...kernels.csr import CSR, entries
-from ..data.features import Features
+from ..data.features import Features, device_rows
 from ..errors import FeatureError
 
 Design = Float[Array, "n_rows n_features"] | CSR
 
-_ROWS_HELD = 1 << 22  # numbers of a sparse design that are held densely together
-_ENTRIES = 1 << 14  # of it that are written together
+_ENTRIES = 1 << 14  # of a sparse design that are summed together
 
 
-def checked_design(design: Any, targets: Any, n_features: int | None) -> tuple[Design, Array, int]:
-    """`(design, targets [n_rows, …], n_features)` as float32, checked where they are concrete.
+def as_design(design: Any, n_features: int | None) -> tuple[Design, int]:
+    """`(design, its width)`, of an array, `Features`, a matrix of scipy, or a `CSR`, whose width must be given.
 
     Raises:
-        FeatureError: Shapes that do not go together, or a number that is not finite; the message names its place.
+        FeatureError: Another width or shape, or columns of a CSR that are outside or not ascending.
     """
+    import scipy.sparse
+
     if isinstance(design, Features):
-        design, n_features = design.to_device(), design.n_features
-    if isinstance(design, CSR):
+        design = design.matrix
+    if scipy.sparse.issparse(design):
+        width, rows = design.shape[-1], device_rows(scipy.sparse.csr_array(design))
+    elif isinstance(design, CSR):
         if n_features is None:
             raise FeatureError("a CSR does not know its width: pass n_features")
-        rows = design
-        if not isinstance(rows.indices, Tracer) and rows.nnz:
-            largest = int(np.max(np.asarray(rows.indices)))
-            if largest >= n_features:
-                raise FeatureError(f"the design has column {largest}, outside [0, {n_features}) given by {n_features=}")
-        n_rows = rows.n_rows
-        require_finite("the design", rows.values)
+        width, rows = n_features, design
+        _check_columns(rows, n_features)
     else:
-        design = jnp.asarray(design, jnp.float32)
-        if design.ndim != 2 or n_features not in (None, design.shape[1]):
-            raise FeatureError(f"design.shape={design.shape} must be (n_rows, n_features), {n_features=}")
-        n_rows, n_features = map(int, design.shape)
-        require_finite("the design", design)
-    targets = jnp.asarray(targets, jnp.float32)
-    if targets.ndim not in (1, 2) or targets.shape[0] != n_rows or n_rows == 0 or n_features == 0:
-        raise FeatureError(f"targets.shape={targets.shape} must be (n_rows,) of a design with {n_rows=}, {n_features=}")
-    require_finite("targets", targets)
-    return design, targets, n_features
+        rows = jnp.asarray(design, jnp.float32)
+        width = rows.shape[1] if rows.ndim == 2 else -1
+    if width < 0 or n_features not in (None, width):
+        shape = np.shape(design)
+        raise FeatureError(f"design.shape={shape} must be (n_rows, n_features), {n_features=}")
+    return rows, int(width)
 
 
-def require_finite(what: str, array: Array) -> None:
-    """Refuses a number that is not finite and says where it is; a traced array is the caller's business."""
-    if isinstance(array, Tracer):
+def _check_columns(rows: CSR, n_features: int) -> None:
+    if isinstance(rows.indices, Tracer) or isinstance(rows.indptr, Tracer) or rows.nnz == 0:
         return
-    concrete = np.asarray(array)
-    if not np.isfinite(concrete).all():
-        place = tuple(int(i) for i in np.argwhere(~np.isfinite(concrete))[0])
-        raise FeatureError(f"{what}: {concrete[place]} at {place} is not a finite float32 number")
+    columns = np.asarray(rows.indices)
+    wrong = columns.max() if columns.max() >= n_features else columns.min()
+    if not 0 <= wrong < n_features:
+        raise FeatureError(f"the design has column {wrong}, outside [0, {n_features}) given by {n_features=}")
+    starts = np.zeros(rows.nnz + 1, bool)
+    starts[np.asarray(rows.indptr)] = True
+    falling = (columns[1:] <= columns[:-1]) & ~starts[1:-1]
+    if falling.any():
+        entry = int(np.argmax(falling)) + 1
+        raise FeatureError(
+            f"the design, entry {entry:,}: column {columns[entry]} after {columns[entry - 1]} in one row"
+        )
 
 
 def times(design: Design, vectors: Float[Array, "n_features t"]) -> Float[Array, "n_rows t"]:
@@ -83,39 +85,27 @@ def transposed_times(design: Design, vectors: Float[Array, "n_rows t"], n: int) 
             return total + jax.ops.segment_sum(values[:, None] * vectors[row], column, n), None
 
         return lax.scan(add, jnp.zeros((n, vectors.shape[1]), jnp.float32), tuple(parts))[0]
-    return jnp.matmul(design.T, vectors, precision=lax.Precision.HIGHEST)
+    return jnp.matmul(vectors.T, design, precision=lax.Precision.HIGHEST).T  # which reads X as it lies
 
 
-def squared(design: Design) -> Design:
-    """The design with its numbers squared."""
-    return design._replace(values=design.values**2) if isinstance(design, CSR) else design**2
+def column_sums(design: Design, n: int) -> Float[Array, " n"]:
+    """Of X, which has n columns."""
+    if isinstance(design, CSR):
+        return transposed_times(design, jnp.ones((design.n_rows, 1), jnp.float32), n)[:, 0]
+    return jnp.sum(design, axis=0)
 
 
-def gramian(design: Design, weights: Float[Array, " n_rows"], n_features: int) -> Float[Array, "n_features n_features"]:
-    """`X^T diag(weights) X`, a sparse design being held densely a block of rows at a time."""
-    if not isinstance(design, CSR):
-        return jnp.matmul(design.T, design * weights[:, None], precision=lax.Precision.HIGHEST)
-    row, values = entries(design)
-    at_once = max(1, min(design.n_rows, _ROWS_HELD // n_features))
-    n_blocks = -(-design.n_rows // at_once)
-    weights = jnp.pad(weights, (0, n_blocks * at_once - design.n_rows)).reshape(n_blocks, at_once)
-    bounds = design.indptr[jnp.minimum(jnp.arange(n_blocks + 1) * at_once, design.n_rows)]
-    chunk = max(1, min(design.nnz, _ENTRIES))
+def column_squares(design: Design, n: int) -> Float[Array, " n"]:
+    """Sums of the squares of the columns."""
+    if isinstance(design, CSR):
+        return column_sums(design._replace(values=design.values**2), n)
+    return jnp.sum(design**2, axis=0)
 
-    def add(total, block):
-        number, own = block
-        begin, end = bounds[number], bounds[number + 1]
 
-        def fill(state):
-            first, dense = state
-            place = first + jnp.arange(chunk, dtype=jnp.int32)
-            entry = jnp.minimum(place, max(design.nnz - 1, 0))
-            inside = jnp.where(place < end, row[entry] - number * at_once, at_once)  # which is outside and dropped
-            return first + chunk, dense.at[inside, design.indices[entry]].add(values[entry], mode="drop")
-
-        empty = jnp.zeros((at_once, n_features), jnp.float32)
-        _, dense = lax.while_loop(lambda state: state[0] < end, fill, (begin, empty))
-        return total + jnp.matmul(dense.T, dense * own[:, None], precision=lax.Precision.HIGHEST), None
-
-    start = jnp.zeros((n_features, n_features), jnp.float32)
-    return lax.scan(add, start, (jnp.arange(n_blocks, dtype=jnp.int32), weights))[0]
+def gramian(design: Design, weights: Float[Array, " n_rows"] | None, n: int) -> Float[Array, "n n"]:
+    """`X^T diag(weights) X`, the weights being 1 if None; not differentiable."""
+    if isinstance(design, CSR):
+        weights = jnp.ones(design.n_rows, jnp.float32) if weights is None else weights
+        return weighted_gramian.compute(design, weights, n)
+    weighted = design if weights is None else design * weights[:, None]
+    return jnp.matmul(design.T, weighted, precision=lax.Precision.HIGHEST)

@@ -10,18 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.core import Tracer
 from jaxtyping import Array
 
 from ...kernels.csr import CSR
 from ..errors import FeatureError
-from ..solving import conjugate_gradients
-from .designs import Design, checked_design, gramian, squared, times, transposed_times
-from .linear_models import LinearModel, Progress, checked, checked_l2, errors_of, factorize
+from .checking import COLLINEAR, checked_model, checked_problem, is_concrete
+from .designs import Design, column_squares, gramian, times, transposed_times
+from .linear_models import LinearModel, Progress
+from .separation import refuse_separated
+from ..solving import Diagonal, differentiable, errors_of, factorize
 
-SOLVERS = ("auto", "newton", "lbfgs")
-_MOST_FACTORIZED = 1024  # features up to which "auto" takes Newton's steps
+SOLVERS = ("newton", "lbfgs")
 _HALVINGS = 20  # of a step that does not lower the loss
+_STILL = 0.1  # a step that moves no row's log-odds by more comes to an end; of separated rows, each moves some by 1
+_CERTAIN = 12.0  # log-odds that few but separated rows have
 
 
 def logistic_regression(
@@ -32,23 +34,26 @@ def logistic_regression(
     intercept: bool = True,
     n_features: int | None = None,
     solver: str = "auto",
+    standard_errors: bool = True,
     steps: int = 500,
     tolerance: float = 1e-6,
 ) -> LinearModel:
     """The log-odds of a yes as a linear function of features.
 
     Minimises `sum log(1 + exp(s)) - y s + l2 / 2 |w|^2` with `s = X w + b`; the intercept b is not penalised. Works
-    under jit (with `intercept`, `n_features`, `solver` and `steps` static), vmap and grad (that of the optimum).
+    under jit (all but `design`, `targets`, `l2` and `tolerance` static), vmap and grad (that of the optimum).
 
     Args:
-        design: X: `[n_rows, n_features]`, `Features`, or a `CSR`, for which `n_features` must be given.
+        design: X: `[n_rows, n_features]`, `Features`, a sparse matrix of scipy, or a `CSR`, for which `n_features` must
+            be given.
         targets: y: `[n_rows]`, each 0 or 1.
         l2: At least 0; 1 / C of scikit-learn.
         intercept: Whether to have b.
         n_features: The width of a `CSR`.
         solver: "newton" factorizes the `[n_features, n_features]` matrix, and finds standard errors and collinear
             features; "lbfgs" holds vectors only, for wide sparse designs, and needs l2 > 0; "auto" is the former up to
-            1,024 features.
+            4,096 features.
+        standard_errors: Whether "newton" finds them, which takes as long as several steps.
         steps: The most of either.
         tolerance: Of the slope that may be left, as a share of `sum_i |x_ij|`, the greatest that it can be.
 
@@ -57,42 +62,35 @@ def logistic_regression(
 
     Raises:
         FeatureError: A design or targets that cannot be used; with l2 = 0 also constant and collinear features, of
-            which the first is named, and targets that the features separate.
+            which the first is named, and targets that the features separate, wholly or in part.
         DivergenceError: The tolerance was not reached.
         ValueError: A parameter out of its range.
 
     Source: Hastie, Tibshirani, Friedman 2009, "The Elements of Statistical Learning", section 4.4.1; Nocedal 1980,
-    "Updating Quasi-Newton Matrices with Limited Storage".
+    "Updating Quasi-Newton Matrices with Limited Storage"; of separation, Albert, Anderson 1984, "On the Existence of
+    Maximum Likelihood Estimates in Logistic Regression Models".
 
     >>> model = logistic_regression(jnp.array([[0.0], [0.0], [1.0], [1.0]]), jnp.array([0, 1, 1, 1]), l2=0.5)
     >>> np.asarray(model.scores(jnp.array([[0.0], [1.0]]))).astype(float).round(2).tolist()
     [0.77, 1.5]
     """
-    if solver not in SOLVERS:
-        raise ValueError(f"{solver=} must be one of {SOLVERS}")
-    if steps < 1 or not tolerance > 0:
-        raise ValueError(f"{steps=} must be at least 1 and {tolerance=} above 0")
-    design, targets, n_features = checked_design(design, targets, n_features)
+    problem = checked_problem(design, targets, l2, n_features, solver, SOLVERS, steps, tolerance)
+    design, targets, l2 = problem.design, problem.targets, problem.l2
     _check_targets(targets)
-    if solver == "auto":
-        solver = "newton" if n_features <= _MOST_FACTORIZED else "lbfgs"
-    l2 = checked_l2(l2, solver, "newton")
-    model = _solved(design, targets, l2, tolerance, intercept, n_features, solver, steps)
-    advice = "More steps, a larger l2, or features of like size (numbers standardised) help"
-    # First, for where the weights grow without end, rows' variances go to 0, and features look collinear.
-    concrete = not isinstance(l2, Tracer) and not isinstance(model.weights, Tracer)
-    if concrete and float(l2) == 0 and bool(jnp.all((model.scores(design) > 0) == (targets > 0))):
-        raise FeatureError(
-            "logistic regression: the features tell every 1 from every 0, so that with l2 = 0 the weights grow "
-            "without end. Pass l2 > 0"
-        )
-    return checked(model, l2, tolerance, "logistic regression", advice)
+    statics = {"intercept": intercept, "solver": problem.solver, "steps": steps, "n_features": problem.n_features}
+    model, moved = _solved(design, targets, l2, tolerance, standard_errors=standard_errors, **statics)
+    if is_concrete(model, l2) and float(l2) == 0 and not (model.progress.own_variance < COLLINEAR).any():
+        scores = model.scores(design)
+        greatest = float(jnp.max(jnp.abs(scores)))
+        if not (moved <= _STILL and greatest <= _CERTAIN and model.progress.gradient <= tolerance):
+            refuse_separated(design, targets, problem.n_features, intercept, scores)
+    return checked_model(model, l2, tolerance, "logistic regression")
 
 
 def _check_targets(targets: Array) -> None:
     if targets.ndim != 1:
         raise FeatureError(f"targets.shape={targets.shape} must be (n_rows,)")
-    if isinstance(targets, Tracer):
+    if not is_concrete(targets):
         return
     concrete = np.asarray(targets)
     wrong = (concrete != 0) & (concrete != 1)
@@ -104,165 +102,185 @@ def _check_targets(targets: Array) -> None:
 
 
 class _Problem(NamedTuple):
-    """What is minimised. The intercept, where there is one, is the last weight: that of a column of ones."""
+    """What is minimised, by theta `[width, 1]`: the weights, then the intercept, where there is one.
+
+    Attributes:
+        design: X.
+        targets: y, `[n_rows, 1]`.
+        penalty: `[n_features]`, that of each weight.
+    """
 
     design: Design
     targets: Array
-    l2: Array
-    tolerance: Array
+    penalty: Array
 
-    def penalty(self, theta: Array, n_features: int) -> Array:
-        return jnp.where(jnp.arange(theta.shape[0]) < n_features, self.l2, 0.0)
+    @property
+    def n_features(self) -> int:
+        return self.penalty.shape[0]
 
-    def scores(self, theta: Array, n_features: int) -> Array:
-        found = times(self.design, theta[:n_features, None])[:, 0]
-        return found + theta[n_features] if theta.shape[0] > n_features else found
+    def scores(self, theta: Array) -> Array:
+        found = times(self.design, theta[: self.n_features])
+        return found + theta[self.n_features :] if theta.shape[0] > self.n_features else found
 
-    def loss(self, theta: Array, n_features: int) -> Array:
-        s = self.scores(theta, n_features)
-        ridge = 0.5 * jnp.sum(self.penalty(theta, n_features) * theta**2)
-        return jnp.sum(jax.nn.softplus(s) - self.targets * s) + ridge
+    def backward(self, rows: Array, width: int) -> Array:
+        found = transposed_times(self.design, rows, self.n_features)
+        return jnp.concatenate([found, jnp.sum(rows, axis=0)[None, :]]) if width > self.n_features else found
 
-    def slope(self, theta: Array, n_features: int) -> Array:
-        error = jax.nn.sigmoid(self.scores(theta, n_features)) - self.targets
-        found = transposed_times(self.design, error[:, None], n_features)[:, 0]
-        found = jnp.append(found, jnp.sum(error)) if theta.shape[0] > n_features else found
-        return found + self.penalty(theta, n_features) * theta
+    def penalized(self, theta: Array) -> Array:
+        rest = jnp.zeros((theta.shape[0] - self.n_features, 1), jnp.float32)
+        return jnp.concatenate([self.penalty[:, None] * theta[: self.n_features], rest])
 
-    def squares(self, n_features: int) -> Array:
-        """Sum of the squares of each column."""
-        ones = jnp.ones((self.targets.shape[0], 1), jnp.float32)
-        return transposed_times(squared(self.design), ones, n_features)[:, 0]
+    def loss(self, theta: Array, scores: Array) -> Array:
+        return jnp.sum(jax.nn.softplus(scores) - self.targets * scores) + 0.5 * jnp.sum(self.penalized(theta) * theta)
 
-    def steepest(self, width: int, n_features: int) -> Array:
-        """A bound of the slope at 0."""
-        n_rows = self.targets.shape[0]
-        bound = jnp.sqrt(jnp.max(self.squares(n_features)) * n_rows)
-        return jnp.maximum(bound, float(n_rows)) if width > n_features else bound
+    def slope_of(self, theta: Array, scores: Array) -> Array:
+        """Down which theta goes, given its scores."""
+        return self.backward(self.targets - jax.nn.sigmoid(scores), theta.shape[0]) - self.penalized(theta)
 
-    def information(self, theta: Array, n_features: int) -> tuple[Array, Array, Array]:
+    def slope(self, theta: Array) -> Array:
+        return self.slope_of(theta, self.scores(theta))
+
+    def curvature(self, theta: Array, direction: Array) -> Array:
+        rows = _variances(self.scores(theta)) * self.scores(direction)
+        return self.backward(rows, theta.shape[0]) + self.penalized(direction)
+
+    def information(self, scores: Array, width: int) -> tuple[Array, Array, Array]:
         """That about the weights, the columns' means, and that about the intercept, by the rows' variances."""
-        p = jax.nn.sigmoid(self.scores(theta, n_features))
-        variances = p * (1 - p)
-        matrix = gramian(self.design, variances, n_features)
-        if theta.shape[0] == n_features:
-            return matrix, jnp.zeros(n_features), jnp.float32(0)
+        variances = _variances(scores)
+        matrix = gramian(self.design, variances[:, 0], self.n_features)
+        if width == self.n_features:
+            return matrix, jnp.zeros(self.n_features), jnp.float32(0)
         total = jnp.maximum(jnp.sum(variances), jnp.finfo(jnp.float32).tiny)
-        centre = transposed_times(self.design, variances[:, None], n_features)[:, 0] / total
+        centre = transposed_times(self.design, variances, self.n_features)[:, 0] / total
         return matrix - total * centre[:, None] * centre[None, :], centre, total
 
 
-@functools.partial(jax.jit, static_argnames=("intercept", "n_features", "solver", "steps"))
+def _variances(scores: Array) -> Array:
+    p = jax.nn.sigmoid(scores)
+    return p * (1 - p)
+
+
+@functools.partial(jax.jit, static_argnames=("intercept", "n_features", "solver", "standard_errors", "steps"))
 def _solved(
     design: Design,
     targets: Array,
     l2: Array,
     tolerance: Array,
+    *,
     intercept: bool,
     n_features: int,
     solver: str,
+    standard_errors: bool,
     steps: int,
-) -> LinearModel:
+) -> tuple[LinearModel, Array]:
+    """The model, and how far its last step moved a row's log-odds."""
     means = jnp.zeros(n_features, jnp.float32)
     if intercept and not isinstance(design, CSR):  # less their means, columns depend less on the intercept
         means = jnp.mean(design, axis=0)
         design = design - means[None, :]
-    problem = _Problem(design, targets, l2, jnp.float32(tolerance))
-    width = n_features + int(intercept)
-    theta, taken = _optimum(problem, width, n_features, solver, steps)
-    weights = theta[:n_features]
-    bias = theta[n_features] - jnp.dot(means, weights) if intercept else jnp.float32(0)
-    errors = intercept_error = own_variance = None
+    given = _Problem(design, targets[:, None], jnp.full(n_features, l2))
+    problem = lax.stop_gradient(given)
+    n_rows, width = targets.shape[0], n_features + int(intercept)
+    squares = column_squares(problem.design, n_features)
+    bound = jnp.sqrt(jnp.max(squares) * n_rows)  # of the slope at 0
+    bound = jnp.maximum(bound, float(n_rows)) if intercept else bound
+    theta = jnp.zeros((width, 1), jnp.float32)
     if solver == "newton":
-        matrix, centre, total = problem.information(theta, n_features)
-        factor = factorize(matrix, l2, problem.squares(n_features))
-        variances, of_intercept, _ = errors_of(factor, matrix, centre + means, total)
+        theta, taken, own_variance, moved = _newton(problem, theta, steps, tolerance * bound, squares)
+    else:
+        theta, taken = _lbfgs(problem, theta, steps, tolerance * bound, squares)
+        own_variance, moved = None, jnp.float32(0)
+    scores = problem.scores(theta)
+    left = jnp.max(jnp.abs(problem.slope_of(theta, scores))) / jnp.where(bound > 0, bound, 1.0)
+    errors = intercept_error = None
+    if own_variance is not None and standard_errors:
+        matrix, centre, total = problem.information(scores, width)
+        factor = factorize(matrix, problem.penalty, squares)
+        variances, of_intercept, _ = errors_of(factor, matrix, centre + lax.stop_gradient(means), total)
         errors, intercept_error = jnp.sqrt(variances), jnp.sqrt(of_intercept)
-        own_variance = factor.own_variance
-    bound = problem.steepest(width, n_features)
-    left = jnp.max(jnp.abs(problem.slope(theta, n_features))) / jnp.where(bound > 0, bound, 1.0)
-    return LinearModel(weights, bias, errors, intercept_error, Progress(taken.astype(jnp.int32), left, own_variance))
+    theta = differentiable(theta, given, Diagonal(_diagonal(problem, squares, width)), 10 * width)
+    weights = theta[:n_features, 0]
+    bias = theta[n_features, 0] - jnp.dot(means, weights) if intercept else jnp.float32(0)
+    return LinearModel(weights, bias, errors, intercept_error, Progress(taken, left, own_variance)), moved
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3, 4))
-def _optimum(problem: _Problem, width: int, n_features: int, solver: str, steps: int) -> tuple[Array, Array]:
-    """`(theta [width], steps)`."""
-    walk = _newton if solver == "newton" else _lbfgs
-    start = jnp.zeros(width, jnp.float32)
-    goal = problem.tolerance * problem.steepest(width, n_features)
-    theta, taken = walk(problem, start, n_features, steps, lambda slope: jnp.max(jnp.abs(slope)) <= goal)
-    return theta, taken.astype(jnp.float32)  # for whole numbers have no derivative
+def _diagonal(problem: _Problem, squares: Array, width: int) -> Array:
+    """A bound of the curvature along each coordinate."""
+    of_intercept = jnp.full(width - problem.n_features, problem.targets.shape[0] / 4, jnp.float32)
+    return jnp.concatenate([squares / 4 + problem.penalty, of_intercept])
 
 
-@_optimum.defjvp
-def _optimum_jvp(width, n_features, solver, steps, primals, tangents):
-    """By the implicit function theorem: the slope stays 0."""
-    (problem,) = primals
-    theta, taken = _optimum(problem, width, n_features, solver, steps)
-    _, drift = jax.jvp(lambda p: p.slope(theta, n_features), primals, tangents)
-
-    p = jax.nn.sigmoid(problem.scores(theta, n_features))
-    variances = (p * (1 - p))[:, None]
-
-    def curvature(directions):
-        weights, shift = directions[:n_features], directions[n_features:]
-        rows = variances * (times(problem.design, weights) + jnp.sum(shift, axis=0)[None, :])
-        found = transposed_times(problem.design, rows, n_features)
-        if width > n_features:
-            found = jnp.concatenate([found, jnp.sum(rows, axis=0)[None, :]])
-        return found + problem.penalty(theta, n_features)[:, None] * directions
-
-    moved, _ = conjugate_gradients(curvature, drift[:, None], lambda rows: rows, 1e-6, 10 * width)
-    return (theta, taken), (-moved[:, 0], jnp.zeros_like(taken))
-
-
-def _newton(problem: _Problem, start: Array, n_features: int, steps: int, finished) -> tuple[Array, Array]:
-    whole = problem.squares(n_features)
+def _newton(
+    problem: _Problem, theta: Array, steps: int, goal: Array, squares: Array
+) -> tuple[Array, Array, Array, Array]:
+    """`(theta, steps, own variance of each feature where all rows weigh the same, moved)`."""
+    n_features, width = problem.n_features, theta.shape[0]
 
     def step(state):
-        number, theta, slope = state
-        matrix, centre, total = problem.information(theta, n_features)
-        factor = factorize(matrix, problem.l2, whole)
-        if theta.shape[0] > n_features:
-            right = slope[:n_features] - centre * slope[n_features]
-            weights = factor.solve(right[:, None])[:, 0]
-            direction = jnp.append(weights, slope[n_features] / total - jnp.dot(centre, weights))
+        number, theta, scores, slope, own, _ = state
+        matrix, centre, total = problem.information(scores, width)
+        factor = factorize(matrix, problem.penalty, squares)
+        if width > n_features:
+            weights = factor.solve(slope[:n_features] - centre[:, None] * slope[n_features:])
+            shift = slope[n_features:] / total - jnp.sum(centre[:, None] * weights)
+            direction = jnp.concatenate([weights, shift])
         else:
-            direction = factor.solve(slope[:, None])[:, 0]
-        before = problem.loss(theta, n_features)
+            direction = factor.solve(slope)
+        change = problem.scores(direction)
+        before = problem.loss(theta, scores)
         enough = before + 1e-6 * jnp.abs(before)  # the loss itself is rounded
 
         def too_long(carry):
-            return (carry[0] < _HALVINGS) & ~(problem.loss(theta - carry[1] * direction, n_features) <= enough)
+            halvings, length = carry
+            after = problem.loss(theta + length * direction, scores + length * change)
+            return (halvings < _HALVINGS) & ~(after <= enough)
 
         _, length = lax.while_loop(too_long, lambda carry: (carry[0] + 1, carry[1] / 2), (0, jnp.float32(1)))
-        theta = theta - length * direction
-        return number + 1, theta, problem.slope(theta, n_features)
-
-    state = jnp.int32(0), start, problem.slope(start, n_features)
-    number, theta, _ = lax.while_loop(lambda state: (state[0] < steps) & ~finished(state[2]), step, state)
-    return theta, number
-
-
-def _lbfgs(problem: _Problem, start: Array, n_features: int, steps: int, finished) -> tuple[Array, Array]:
-    # In coordinates of like curvature: rare features would else take many more steps than frequent ones.
-    n_rows, width = problem.targets.shape[0], start.shape[0]
-    squares = jnp.append(problem.squares(n_features), jnp.full(width - n_features, float(n_rows)))
-    curvature = squares / 4 + problem.penalty(start, n_features)
-    scale = jnp.where(curvature > 0, lax.rsqrt(jnp.where(curvature > 0, curvature, 1.0)), 1.0)
-    optimizer = optax.lbfgs()
-
-    def loss(x):
-        return problem.loss(scale * x, n_features)
-
-    def step(state):
-        number, x, inner = state
-        value, slope = optax.value_and_grad_from_state(loss)(x, state=inner)
-        updates, inner = optimizer.update(slope, inner, x, value=value, grad=slope, value_fn=loss)
-        return number + 1, x + jnp.asarray(updates), inner
+        theta = theta + length * direction
+        scores = problem.scores(theta)
+        # The first step begins at 0, where every row weighs the same.
+        own = jnp.where(number == 0, factor.own_variance, own)
+        return number + 1, theta, scores, problem.slope_of(theta, scores), own, jnp.max(jnp.abs(length * change))
 
     def unfinished(state):
-        return (state[0] < steps) & ~finished(problem.slope(scale * state[1], n_features))
+        number, _, _, slope, *_ = state
+        return (number == 0) | ((number < steps) & jnp.any(jnp.abs(slope) > goal))
 
-    number, x, _ = lax.while_loop(unfinished, step, (jnp.int32(0), start, optimizer.init(start)))
+    scores = problem.scores(theta)
+    start = jnp.int32(0), theta, scores, problem.slope_of(theta, scores), jnp.zeros(n_features), jnp.float32(0)
+    number, theta, _, _, own, moved = lax.while_loop(unfinished, step, start)
+    return theta, number, own, moved
+
+
+def _lbfgs(problem: _Problem, theta: Array, steps: int, goal: Array, squares: Array) -> tuple[Array, Array]:
+    """`(theta, steps)`."""
+    # In coordinates of like curvature: rare features would else take many more steps than frequent ones.
+    diagonal = _diagonal(problem, squares, theta.shape[0])
+    scale = jnp.where(diagonal > 0, lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1.0)), 1.0)[:, None]
+    optimizer = optax.lbfgs()
+
+    @jax.custom_vjp
+    def loss(x):
+        return problem.loss(scale * x, problem.scores(scale * x))
+
+    def with_gradient(x):
+        theta = scale * x
+        scores = problem.scores(theta)
+        return problem.loss(theta, scores), -scale * problem.slope_of(theta, scores)
+
+    loss.defvjp(with_gradient, lambda gradient, cotangent: (cotangent * gradient,))
+    known = optax.value_and_grad_from_state(loss)  # by the line search before
+
+    def step(state):
+        number, x, value, gradient, inner = state
+        updates, inner = optimizer.update(gradient, inner, x, value=value, grad=gradient, value_fn=loss)
+        x = x + jnp.asarray(updates)
+        return number + 1, x, *known(x, state=inner), inner
+
+    def unfinished(state):
+        number, _, _, gradient, _ = state
+        return (number < steps) & jnp.any(jnp.abs(gradient) > goal * scale)
+
+    start = jnp.int32(0), theta, *jax.value_and_grad(loss)(theta), optimizer.init(theta)
+    number, x, *_ = lax.while_loop(unfinished, step, start)
     return scale * x, number

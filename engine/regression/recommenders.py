@@ -98,6 +98,7 @@ def ridge_recommender(
     crosses: str = "features",
     user_columns: dict[str, str] | None = None,
     item_columns: dict[str, str] | None = None,
+    missing: str = "error",
     steps: int = 1000,
 ) -> PairRegression:
     """Predicts values by a ridge regression over ids, features and their crosses.
@@ -108,6 +109,7 @@ def ridge_recommender(
         crosses: "none", "features" or "all"; see `engine.data.PairDesign`.
         user_columns: The kinds of the columns of the side tables; see `engine.data.pair_design`.
         item_columns: Likewise.
+        missing: What a value that is missing in these tables does: "error" or "impute"; see `engine.data.fit_features`.
         steps: The most conjugate-gradient steps.
 
     Returns:
@@ -123,9 +125,11 @@ def ridge_recommender(
     """
     if interactions.values is None:
         raise FeatureError("ridge regression predicts values, and these interactions have none")
-    design = pair_design(interactions, crosses=crosses, user_columns=user_columns, item_columns=item_columns)
+    columns = {"user_columns": user_columns, "item_columns": item_columns}
+    design = pair_design(interactions, crosses=crosses, missing=missing, **columns)
     rows = device_rows(design.rows(interactions.users, interactions.items))
-    found = ridge_regression(rows, interactions.values, l2=l2, n_features=design.n_features, solver="cg", steps=steps)
+    options = {"l2": l2, "n_features": design.n_features, "standard_errors": False, "steps": steps}
+    found = ridge_regression(rows, interactions.values, **options)
     return as_recommender(found, design)
 
 
@@ -138,6 +142,7 @@ def logistic_recommender(
     crosses: str = "features",
     user_columns: dict[str, str] | None = None,
     item_columns: dict[str, str] | None = None,
+    missing: str = "error",
     steps: int = 500,
 ) -> PairRegression:
     """Tells the items that users met from others, by a logistic regression over ids, features and their crosses.
@@ -149,8 +154,9 @@ def logistic_recommender(
         negatives: Items drawn for each interaction, uniformly from those that its user did not meet.
         crosses: As in `ridge_recommender`, and so are
         user_columns: these and
-        item_columns: these.
-        steps: The most of L-BFGS.
+        item_columns: these and
+        missing: this.
+        steps: The most of the solver.
 
     Returns:
         `PairRegression` whose scores are log-odds against the negatives.
@@ -161,7 +167,8 @@ def logistic_recommender(
     if negatives < 1:
         raise ValueError(f"{negatives=} must be at least 1")
     x = interactions
-    design = pair_design(x, crosses=crosses, user_columns=user_columns, item_columns=item_columns)
+    columns = {"user_columns": user_columns, "item_columns": item_columns}
+    design = pair_design(x, crosses=crosses, missing=missing, **columns)
     positives = CSR(jnp.asarray(x.indptr.astype(np.int32)), jnp.asarray(x.items), jnp.ones(1))
     key = jax.random.key(0) if key is None else key
     drawn = np.asarray(sampling.negatives(key, positives, jnp.asarray(x.users), x.n_items, negatives))
@@ -176,7 +183,7 @@ def logistic_recommender(
         targets,
         l2=l2,
         n_features=design.n_features,
-        solver="lbfgs",
+        standard_errors=False,
         steps=steps,
     )
     return as_recommender(found, design)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,13 @@ from jax import lax
 from jaxtyping import Array
 
 from ...kernels.csr import CSR
-from ..solving import conjugate_gradients
-from .designs import Design, checked_design, gramian, squared, times, transposed_times
-from .linear_models import LinearModel, Progress, checked, checked_l2, errors_of, factorize
+from .checking import checked_model, checked_problem
+from .designs import Design, column_squares, column_sums, gramian, times, transposed_times
+from .linear_models import LinearModel, Progress
+from ..solving import Diagonal, conjugate_gradients, differentiable, errors_of, factorize
 
-SOLVERS = ("auto", "cholesky", "cg")
+SOLVERS = ("cholesky", "cg")
 _ROUNDING = 1e-6  # of a sum of squares less its mean's, against one of numbers less their mean
-_MOST_FACTORIZED = 2048  # features up to which "auto" takes a Cholesky factor
 
 
 def ridge_regression(
@@ -28,25 +28,28 @@ def ridge_regression(
     intercept: bool = True,
     n_features: int | None = None,
     solver: str = "auto",
+    standard_errors: bool = True,
     steps: int = 1000,
     tolerance: float = 1e-6,
 ) -> LinearModel:
     """Least squares with a penalty on the weights.
 
     Minimises `|y - X w - b|^2 + l2 |w|^2`, so that `(Xc^T Xc + l2 I) w = Xc^T yc`, with the columns' means taken off:
-    the intercept b is not penalised. Works under jit (with `intercept`, `n_features`, `solver` and `steps` static),
-    grad and vmap, which gives a whole path of `l2`.
+    the intercept b is not penalised. Works under jit (all but `design`, `targets`, `l2` and `tolerance` static), grad
+    and vmap, which gives a whole path of `l2`.
 
     Args:
-        design: X: `[n_rows, n_features]`, `Features`, or a `CSR`, for which `n_features` must be given.
+        design: X: `[n_rows, n_features]`, `Features`, a sparse matrix of scipy, or a `CSR`, for which `n_features` must
+            be given.
         targets: y: `[n_rows]`, or `[n_rows, n_targets]`, which are solved together.
         l2: At least 0.
         intercept: Whether to have b.
         n_features: The width of a `CSR`.
         solver: "cholesky" factorizes the `[n_features, n_features]` matrix, and finds standard errors and collinear
             features; "cg" holds vectors only, for wide sparse designs, and needs l2 > 0; "auto" is the former up to
-            2,048 features.
-        steps: The most conjugate-gradient steps ("cholesky" needs two or three).
+            4,096 features.
+        standard_errors: Whether "cholesky" finds them, which takes longer than all the rest.
+        steps: The most conjugate-gradient steps ("cholesky" needs none but for nearly collinear features).
         tolerance: Of the slope that may be left, as a share of `|x_j| |y|`, the greatest that it can be.
 
     Returns:
@@ -65,88 +68,95 @@ def ridge_regression(
     >>> round(float(model.weights[0]), 4), round(float(model.intercept), 4)
     (2.0, 1.0)
     """
-    if solver not in SOLVERS:
-        raise ValueError(f"{solver=} must be one of {SOLVERS}")
-    if steps < 1 or not tolerance > 0:
-        raise ValueError(f"{steps=} must be at least 1 and {tolerance=} above 0")
-    design, targets, n_features = checked_design(design, targets, n_features)
-    if solver == "auto":
-        solver = "cholesky" if n_features <= _MOST_FACTORIZED else "cg"
-    l2 = checked_l2(l2, solver, "cholesky")
-    model = _solved(design, targets, l2, tolerance, intercept, n_features, solver, steps)
-    advice = "More steps, a larger l2, or features of like size (numbers standardised) help"
-    return checked(model, l2, tolerance, "ridge regression", advice)
+    problem = checked_problem(design, targets, l2, n_features, solver, SOLVERS, steps, tolerance)
+    statics = {"intercept": intercept, "solver": problem.solver, "steps": steps, "n_features": problem.n_features}
+    model = _solved(problem.design, problem.targets, problem.l2, tolerance, standard_errors=standard_errors, **statics)
+    return checked_model(model, problem.l2, tolerance, "ridge regression")
 
 
-@functools.partial(jax.jit, static_argnames=("intercept", "n_features", "solver", "steps"))
+@functools.partial(jax.jit, static_argnames=("intercept", "n_features", "solver", "standard_errors", "steps"))
 def _solved(
     design: Design,
     targets: Array,
     l2: Array,
     tolerance: Array,
+    *,
     intercept: bool,
     n_features: int,
     solver: str,
+    standard_errors: bool,
     steps: int,
 ) -> LinearModel:
     y = targets.reshape(targets.shape[0], -1)
     n_rows = y.shape[0]
-    ones = jnp.ones((n_rows, 1), jnp.float32)
-    means, middle = jnp.zeros(n_features, jnp.float32), jnp.zeros(y.shape[1], jnp.float32)
-    whole = transposed_times(squared(design), ones, n_features)[:, 0]
-    offset, spread = means, 1.0
+    whole = column_squares(lax.stop_gradient(design), n_features)
+    means = offset = jnp.zeros(n_features, jnp.float32)
+    middle, spread = jnp.zeros(y.shape[1], jnp.float32), 1.0
     if intercept:
-        offset = means = transposed_times(design, ones, n_features)[:, 0] / n_rows
+        offset = means = column_sums(design, n_features) / n_rows
         middle = jnp.mean(y, axis=0)
         if not isinstance(design, CSR):  # a sparse one would not stay sparse
-            design, offset, spread = design - means[None, :], jnp.zeros_like(means), _ROUNDING
-    centred = y - middle[None, :]
-
-    def forward(weights):
-        return times(design, weights) - jnp.sum(offset[:, None] * weights, axis=0)[None, :]
-
-    def backward(rows):
-        return transposed_times(design, rows, n_features) - offset[:, None] * jnp.sum(rows, axis=0)[None, :]
-
-    def matrix(weights):
-        return backward(forward(weights)) + l2 * weights
-
-    right = backward(centred)
-    lengths = jnp.sqrt(whole)[:, None] * jnp.linalg.norm(centred, axis=0)[None, :]
-    bound = jnp.max(lengths, axis=0)
+            design = design - means[None, :]
+            offset = column_sums(design, n_features) / n_rows  # what rounding left
+            means, spread = means + offset, _ROUNDING
+    least = _LeastSquares(design, y - middle[None, :], l2, offset)
+    fixed = lax.stop_gradient(least)
+    bound = jnp.max(jnp.sqrt(whole)[:, None] * jnp.linalg.norm(fixed.targets, axis=0)[None, :], axis=0)
+    weights = jnp.zeros((n_features, y.shape[1]), jnp.float32)
+    slope = fixed.backward(fixed.targets)
     factor = information = None
     if solver == "cholesky":
-        information = gramian(design, ones[:, 0], n_features) - n_rows * offset[:, None] * offset[None, :]
-        factor = factorize(information, l2, whole * spread)
-        precondition = jax.tree.map(lax.stop_gradient, factor).solve
-    else:
-        squares = lax.stop_gradient(jnp.maximum(whole - n_rows * offset**2, 0.0) + l2)
-
-        def precondition(rows):
-            return rows / jnp.where(squares > 0, squares, 1.0)[:, None]
-
-    def slope_at(weights):
-        return backward(centred - forward(weights)) - l2 * weights
-
-    weights, taken = conjugate_gradients(matrix, right, precondition, tolerance, steps)
-    # Ratings are few numbers, whose sums round to one side; residuals are many, so that the slope of these is truer.
-    change, more = conjugate_gradients(matrix, slope_at(weights), precondition, 1e-2, steps)
-    weights = weights + change
-    slope = jnp.max(jnp.abs(slope_at(weights)), axis=0)
-    left = jnp.max(slope / jnp.where(bound > 0, bound, 1.0))
+        information = gramian(fixed.design, None, n_features) - n_rows * fixed.offset[:, None] * fixed.offset[None, :]
+        factor = factorize(information, fixed.l2, whole * spread)
+        for _ in range(2):  # the first leaves the rounding of the matrix, the second that of the slope
+            weights = weights + factor.solve(slope)
+            slope = fixed.slope(weights)
+    preconditioner = factor or Diagonal(jnp.maximum(whole - n_rows * fixed.offset**2, 0.0) + fixed.l2)
+    weights, slope, taken = conjugate_gradients(
+        fixed.slope, fixed.matrix, preconditioner.solve, weights, slope, tolerance * bound, steps
+    )
+    left = jnp.max(jnp.max(jnp.abs(slope), axis=0) / jnp.where(bound > 0, bound, 1.0))
     errors = intercept_error = None
-    if factor is not None and information is not None:
+    if factor is not None and information is not None and standard_errors:
         total = jnp.float32(n_rows if intercept else 0)
-        variances, of_intercept, used = errors_of(factor, information, means, total)
+        variances, of_intercept, used = errors_of(factor, information, lax.stop_gradient(means), total)
         freedom = n_rows - used - intercept
-        noise = jnp.sum((centred - forward(weights)) ** 2, axis=0) / jnp.where(freedom > 1e-3, freedom, 0.0)
+        squares = jnp.sum((fixed.targets - fixed.forward(weights)) ** 2, axis=0)
+        noise = squares / jnp.where(freedom > 1e-3, freedom, 0.0)
         errors = jnp.sqrt(variances[:, None] * noise[None, :]).reshape(n_features, *targets.shape[1:])
         intercept_error = jnp.sqrt(of_intercept * noise).reshape(targets.shape[1:])
+    weights = differentiable(weights, least, preconditioner, steps)
     bias = middle - jnp.sum(means[:, None] * weights, axis=0)
     return LinearModel(
         weights.reshape(n_features, *targets.shape[1:]),
         bias.reshape(targets.shape[1:]),
         errors,
         intercept_error,
-        Progress(taken + more, left, None if factor is None else factor.own_variance),
+        Progress(taken, left, None if factor is None else factor.own_variance),
     )
+
+
+class _LeastSquares(NamedTuple):
+    """What is minimised, the columns of the design being less their `offset`."""
+
+    design: Design
+    targets: Array
+    l2: Array
+    offset: Array
+
+    def forward(self, weights: Array) -> Array:
+        return times(self.design, weights) - jnp.sum(self.offset[:, None] * weights, axis=0)[None, :]
+
+    def backward(self, rows: Array) -> Array:
+        found = transposed_times(self.design, rows, self.offset.shape[0])
+        return found - self.offset[:, None] * jnp.sum(rows, axis=0)[None, :]
+
+    def matrix(self, weights: Array) -> Array:
+        return self.backward(self.forward(weights)) + self.l2 * weights
+
+    def curvature(self, weights: Array, direction: Array) -> Array:
+        return self.matrix(direction)
+
+    def slope(self, weights: Array) -> Array:
+        # Ratings are few numbers, whose sums round to one side; residuals are many, and the slope of these is truer.
+        return self.backward(self.targets - self.forward(weights)) - self.l2 * weights

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 _RATING = ("rmse", "mae")
+_MEMORY = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,14 +85,16 @@ def select(
     key: PRNGKeyArray | None = None,
     steps: int | Mapping[str, int] = 50,
     patience: int = 3,
-    memory: int = 1 << 30,
+    memory: int | None = None,
     progress: bool | None = None,
 ) -> Selection:
     """Tries every point of a grid of each algorithm, and keeps the score of the best step of each.
 
-    Points that differ in numbers alone (l2, a learning rate) are trained together, by `vmap`, in one compilation; what
-    decides shapes or programs (rank, a solver) and closed forms are tried in turn. A trial ends when its own score has
-    not risen for `patience` steps; one that diverges is reported and ends nothing else.
+    Points that differ in numbers alone (l2, a learning rate) share one compilation; what decides shapes or programs
+    (rank, a solver) and closed forms are tried in turn. On an accelerator such points are trained together, by `vmap`;
+    on CPU one at a time: the kernels take the points of a `vmap` one after the other there, so that it gains nothing
+    (bench/results/selection.json), and a trial that has ended costs no more. A trial ends when its own score has not
+    risen for `patience` steps; one that diverges is reported and ends nothing else.
 
     Args:
         algorithms: By name: a function of parameters that returns an `Algorithm`, such as `implicit_als`, or one of
@@ -102,9 +105,10 @@ def select(
         metric: A ranking metric, such as "ndcg_at_10" or "recall_at_20", over the full catalogue without the training
             items; or "rmse" or "mae" of ratings, of which less is better.
         key: Of `jax.random`, the same for all trials; `jax.random.key(0)` if None.
-        steps: The most steps of a trial, for all algorithms or by name.
+        steps: The most steps of a trial, for all algorithms or by name; closed forms take none.
         patience: At least 1.
-        memory: Bytes that the states of trials trained together may take.
+        memory: Bytes that the states of trials trained together may take; if None, 1 GiB on an accelerator, and one
+            trial at a time on CPU.
         progress: Whether to show a progress bar; if None, when the error stream is a terminal.
 
     Returns:
@@ -129,12 +133,18 @@ def select(
     if foreign or not algorithms:
         raise ValueError(f"there is a grid for {foreign}; the algorithms to try are {sorted(algorithms)}")
     points = {name: _points(name, builder, grid.get(name, {})) for name, builder in algorithms.items()}
-    most = {name: steps[name] if isinstance(steps, Mapping) else steps for name in algorithms}
-    if min(patience, memory, *most.values()) < 1:
+    by_step = [name for name, builder in algorithms.items() if not is_closed_form(builder)]
+    most = dict(steps) if isinstance(steps, Mapping) else dict.fromkeys(by_step, steps)
+    if not set(by_step) <= most.keys() <= algorithms.keys():
+        raise ValueError(f"steps are for {sorted(most)}; the algorithms that take steps are {sorted(by_step)}")
+    if min(patience, 1 if memory is None else memory, *most.values()) < 1:
         raise ValueError(f"{steps=}, {patience=} and {memory=} must be at least 1")
     key = jax.random.key(0) if key is None else key
     trials: list[Trial] = []
-    data = None if all(map(is_closed_form, algorithms.values())) else train.to_device()
+    data = train.to_device() if by_step else None
+    if memory is None:
+        on_cpu = data is None or all(device.platform == "cpu" for device in data.by_user.indices.devices())
+        memory = 1 if on_cpu else _MEMORY
     with Progress("selection", sum(map(len, points.values())), progress) as bar:
         search = Search(score, sign, key, patience, memory, bar)
         for name, builder in algorithms.items():

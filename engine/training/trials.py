@@ -1,4 +1,4 @@
-"""Trials of a search: closed forms one by one, and points of a grid that differ in numbers alone under one `vmap`."""
+"""Trials of a search: closed forms one by one, and points of a grid that differ in numbers alone by one program."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from jaxtyping import PRNGKeyArray
 
 from ...kernels.csr import SparseMatrix
 from ..data.interactions import Interactions
+from ..errors import DivergenceError
 from ..progress import Progress
 
 Builder = Callable[..., Any]
@@ -50,7 +51,7 @@ class Search(NamedTuple):
         sign: 1 where more of it is better, -1 where less is.
         key: Of `jax.random`.
         patience: Steps without a better score, after which a trial ends.
-        memory: Bytes for the states of trials trained together.
+        memory: Bytes for the states of trials trained together, of which there is one at least.
         bar: What shows how far it is.
     """
 
@@ -76,7 +77,10 @@ def solve(builder: Builder, x: Interactions, point: Point, key: PRNGKeyArray) ->
 def try_closed_form(name: str, builder: Builder, point: Point, train: Interactions, search: Search) -> Trial:
     """One trial of a closed form."""
     began = time.perf_counter()
-    found = search.score(solve(builder, train, point, search.key))
+    try:
+        found = search.score(solve(builder, train, point, search.key))
+    except DivergenceError:
+        found = math.nan
     good, seconds = math.isfinite(found), time.perf_counter() - began
     search.bar.advance(f"{name} {found:.4f}")
     return Trial(name, point, found if good else math.nan, 0, seconds, "closed form" if good else "diverged")
