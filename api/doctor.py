@@ -141,7 +141,7 @@ def _permutation(rng: np.random.Generator, name: Implementation) -> Any:
 
 def _stages(rng: np.random.Generator, name: Implementation) -> Any:
     data = _ratings(rng)
-    order, bounds = sampling.stages(jax.random.key(0), data.by_user, 1000, 8, implementation=name)
+    order, bounds, _ = sampling.stages(jax.random.key(0), data.by_user, 1000, 8, implementation=name)
     row, _ = entries(data.by_user)
     block = jnp.searchsorted(bounds[:, 1:].ravel(), jnp.arange(len(order)), side="right")
     met = [

@@ -122,11 +122,11 @@ def bayesian_mf(
 ) -> Algorithm:
     """Bayesian matrix factorization with feedback: `r ~ N(mean + user_bias + item_bias + x_u . y_i, noise)`, averaged.
 
-    Nothing is to be tuned: what regularizes is drawn along with the vectors. Vectors and biases of a side come from one
-    normal distribution whose mean, as in SVD++ but on both sides, is moved by which items a user rated and by which
-    users rated an item; see `RowPrior`. A step draws each of these unknowns once from its distribution given all
-    others (Gibbs sampling), and the model is the mean of the last `samples` draws: take some more steps than that,
-    since the first draws are not yet typical.
+    What regularizes is drawn along with the vectors, so that rank and `samples` are all there is to choose. Vectors and
+    biases of a side come from one normal distribution whose mean, as in SVD++ but on both sides, is moved by which
+    items a user rated and by which users rated an item; see `RowPrior`. A step draws each of these unknowns once from
+    its distribution given all others (Gibbs sampling), and the model is the mean of the last `samples` draws: take some
+    more steps than that, since the first draws are not yet typical.
 
     The priors, in units of the ratings' standard deviation: a side's precision Wishart(width I, width), which
     counts for rows whose squares sum to 1, and its mean normal about 0 with twice that precision; the precisions of the
@@ -360,7 +360,11 @@ def draw_feedback(
     own_noise = _correlated(jax.random.normal(of_feedback, (columns.n_rows, x.shape[1])), factor)
     right = transposed_times(x + noise) + jnp.sqrt(strength) * own_noise
     diagonal = transposed_times(roots[:, None]) + strength
-    return conjugate_gradients(gramian_times, right, lambda v: v / diagonal, _TOLERANCE, _STEPS)[0]
+    goal = _TOLERANCE * jnp.max(jnp.abs(right), axis=0)
+    nothing = jnp.zeros_like(right)
+    return conjugate_gradients(
+        lambda b: right - gramian_times(b), gramian_times, lambda v: v / diagonal, nothing, right, goal, _STEPS
+    )[0]
 
 
 def _draw_precision(key: PRNGKeyArray, n: int, squares: Float[Array, ""]) -> Float[Array, ""]:

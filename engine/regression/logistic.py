@@ -14,11 +14,11 @@ from jaxtyping import Array
 
 from ...kernels.csr import CSR
 from ..errors import FeatureError
+from ..solving import Diagonal, differentiable, errors_of, factorize
 from .checking import COLLINEAR, checked_model, checked_problem, is_concrete
 from .designs import Design, column_squares, gramian, times, transposed_times
 from .linear_models import LinearModel, Progress
 from .separation import refuse_separated
-from ..solving import Diagonal, differentiable, errors_of, factorize
 
 SOLVERS = ("newton", "lbfgs")
 _HALVINGS = 20  # of a step that does not lower the loss

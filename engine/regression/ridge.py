@@ -11,10 +11,10 @@ from jax import lax
 from jaxtyping import Array
 
 from ...kernels.csr import CSR
+from ..solving import Diagonal, conjugate_gradients, differentiable, errors_of, factorize
 from .checking import checked_model, checked_problem
 from .designs import Design, column_squares, column_sums, gramian, times, transposed_times
 from .linear_models import LinearModel, Progress
-from ..solving import Diagonal, conjugate_gradients, differentiable, errors_of, factorize
 
 SOLVERS = ("cholesky", "cg")
 _ROUNDING = 1e-6  # of a sum of squares less its mean's, against one of numbers less their mean
