@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from .engine.data import Interactions
@@ -25,6 +26,7 @@ from .kernels import (
     svd_plus_plus,
     threads,
     top_k,
+    weighted_gramian,
 )
 from .kernels.csr import CSR, SparseMatrix, contains, entries
 from .kernels.op import Implementation, implementations
@@ -49,7 +51,7 @@ def run(seed: int = 0) -> bool:
 
     table = Table("kernel", "platform", "relative difference from the reference", "seconds", "verdict")
     healthy = True
-    for op, check in _CHECKS.items():
+    for op, check in track(_CHECKS.items(), "comparing kernels", console=console, transient=True):
         for platform_name in implementations(op):
             began = time.perf_counter()
             name: Implementation = "numba" if platform_name == "cpu" else "pallas"
@@ -101,6 +103,10 @@ def _sparse_top_k(rng: np.random.Generator, name: Implementation) -> Any:
 
 def _sparse_product(rng: np.random.Generator, name: Implementation) -> Any:
     return sparse_product.multiply(_table(rng, 64, 300), _ratings(rng).by_user, 1000, implementation=name)
+
+
+def _weighted_gramian(rng: np.random.Generator, name: Implementation) -> Any:
+    return weighted_gramian.compute(_ratings(rng).by_user, _table(rng, 300) ** 2, 1000, implementation=name)
 
 
 def _co_rated(rng: np.random.Generator, name: Implementation) -> Any:
@@ -163,6 +169,7 @@ _CHECKS = {
     top_k.OP: _top_k,
     sparse_top_k.OP: _sparse_top_k,
     sparse_product.OP: _sparse_product,
+    weighted_gramian.OP: _weighted_gramian,
     co_rated.OP: _co_rated,
     neighbor_mean.OP: _neighbor_mean,
     sgd.OP: _sgd,

@@ -197,8 +197,9 @@ def _median_sweep(data: SparseMatrix, rank: int = 64) -> float:
 
 
 SHAPES = {  # users (None: 165 interactions each), items, copies in the expansion
-    "tables of a smaller catalogue": (36_240, 22_236, (12, 12)),
-    "tables as they are": (72_480, 44_472, None),
+    "small tables": (24_160, 14_824, (12, 12)),
+    "middling tables": (36_240, 22_236, (12, 12)),
+    "large tables": (72_480, 44_472, None),
     "users grow along": (None, 44_472, None),
 }
 

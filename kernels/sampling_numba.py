@@ -87,23 +87,44 @@ def _groups(state, sizes, total, n_groups, order):
 
 
 @numba.njit(cache=True, nogil=True)
+def _wrapped(stage, blocks):
+    """A stage counted from any other, without the price of a division."""
+    return stage + blocks if stage < 0 else stage
+
+
+@numba.njit(parallel=True, nogil=True, cache=True)
 def _stages(seed, indptr, indices, numbers, order, ends, columns):
     n_rows, blocks = len(indptr) - 1, numbers[0]
     rows = np.empty(n_rows, np.int32)
     row_group = _groups(_start(seed, 0), np.diff(indptr), len(indices), blocks, rows)
     column_group = _groups(_start(seed, 1), np.ones(len(columns), np.int32), len(columns), blocks, columns)
-    ends[:] = 0
-    for row in range(n_rows):
-        for k in range(indptr[row], indptr[row + 1]):
-            ends[(column_group[indices[k]] - row_group[row]) % blocks * blocks + row_group[row] + 1] += 1
-    for block in range(blocks * blocks):
-        ends[block + 1] += ends[block]
-    place = ends[:-1].copy()
-    for row in rows:
-        for k in range(indptr[row], indptr[row + 1]):
-            block = (column_group[indices[k]] - row_group[row]) % blocks * blocks + row_group[row]
-            order[place[block]] = k
-            place[block] += 1
+    first_row = np.searchsorted(row_group[rows], np.arange(blocks + 1))
+    counts = np.zeros((blocks, blocks), np.int64)  # entries of each row group in each stage
+    queue = np.zeros(2, np.int64)
+    for _worker in numba.prange(WORKERS):
+        while True:
+            group = simd.take_number(queue, 0)
+            if group >= blocks:
+                break
+            for row in rows[first_row[group] : first_row[group + 1]]:
+                for k in range(indptr[row], indptr[row + 1]):
+                    counts[group, _wrapped(column_group[indices[k]] - group, blocks)] += 1
+    ends[0] = 0
+    for stage in range(blocks):
+        for group in range(blocks):
+            block = stage * blocks + group
+            ends[block + 1] = ends[block] + counts[group, stage]
+            counts[group, stage] = ends[block]
+    for _worker in numba.prange(WORKERS):
+        while True:
+            group = simd.take_number(queue, 1)
+            if group >= blocks:
+                break
+            for row in rows[first_row[group] : first_row[group + 1]]:
+                for k in range(indptr[row], indptr[row + 1]):
+                    stage = _wrapped(column_group[indices[k]] - group, blocks)
+                    order[counts[group, stage]] = k
+                    counts[group, stage] += 1
 
 
 @numba.njit(cache=True, nogil=True)

@@ -15,6 +15,7 @@ from .threads import WORKERS
 MAX_RANK = 1024
 _LOSSES = {"squared": 0, "logistic": 1, "bpr": 2}
 _FAR, _AHEAD = 32, 8  # entries between asking for what an entry says, then for its rows, and their use
+_LARGE = 1e280  # a product that gets its logarithm taken
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
 
 
@@ -95,7 +96,7 @@ def _kernel(width: int):
                     block = simd.take_number(queue, stage)
                     if block >= n_blocks:
                         break
-                    total = 0.0
+                    total, product = 0.0, 1.0
                     for k in range(bounds[stage, block], bounds[stage, block + 1]):
                         far = np.int64(order[min(k + _FAR, len(order) - 1)])
                         simd.prefetch(row_of, far)
@@ -116,13 +117,17 @@ def _kernel(width: int):
                                 liked, other = np.int64(i) * width, np.int64(j) * width
                                 score = simd.dot(new_users, here, new_items, liked, width)
                                 score -= simd.dot(new_users, here, new_items, other, width)
-                                pull, cost = _liked(new_item_bias[i] - new_item_bias[j] + score)
-                                total += cost
+                                score += new_item_bias[i] - new_item_bias[j]
+                                pull, factor = _liked(score)
+                                total += np.float32(0.5) * (abs(score) - score)
+                                product *= factor
                                 simd.contrast(
                                     keep, rate * pull, new_users, here, new_items, liked, new_items, other, width
                                 )
                                 new_item_bias[i] += bias_rate * (pull - l2 * new_item_bias[i])
                                 new_item_bias[j] -= bias_rate * (pull + l2 * new_item_bias[j])
+                                if product > _LARGE:
+                                    total, product = total + np.log(product), 1.0
                             continue
                         for place in range(-1, 0 if loss == 0 else negatives.shape[1]):
                             item = i if place < 0 else negatives[k, place]
@@ -133,22 +138,31 @@ def _kernel(width: int):
                             score += simd.dot(new_users, here, new_items, there, width)
                             if loss == 0:
                                 pull = values[entry * step] - score
-                                cost = np.float32(0.5) * pull * pull
+                                total += np.float32(0.5) * pull * pull
                             else:
-                                pull, cost = _liked(score if place < 0 else -score)
-                                pull = pull if place < 0 else -pull
-                            total += cost
+                                sign = np.float32(1) if place < 0 else np.float32(-1)
+                                score *= sign
+                                pull, factor = _liked(score)
+                                pull *= sign
+                                total += np.float32(0.5) * (abs(score) - score)
+                                product *= factor
                             simd.mix(keep, new_users, here, rate * pull, new_items, there, width)
                             new_user_bias[u] += bias_rate * (pull - l2 * new_user_bias[u])
                             new_item_bias[item] += bias_rate * (pull - l2 * new_item_bias[item])
-                    totals[stage, block] = total
+                            if product > _LARGE:
+                                total, product = total + np.log(product), 1.0
+                    totals[stage, block] = total + np.log(product)
 
     return sweep
 
 
 @numba.njit(cache=True, nogil=True)
 def _liked(score):
-    """`(sigmoid(-s), softplus(-s))`: the pull upwards and the loss of a score that should be high."""
+    """`(sigmoid(-s), 1 + exp(-|s|))`: the pull upwards of a score that should be high, and a factor of its loss.
+
+    The loss `softplus(-s)` is `(|s| - s) / 2` and the logarithm of that factor; one of a product of many costs less.
+    """
+    one = np.float32(1)
     small = np.exp(-abs(score))
-    share = small / (1 + small) if score > 0 else 1 / (1 + small)
-    return np.float32(share), np.float32(np.log1p(small) + max(-score, 0))
+    share = one / (one + small)
+    return (share * small if score > 0 else share), 1.0 + np.float64(small)

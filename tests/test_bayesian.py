@@ -150,7 +150,7 @@ def test_newcomers_with_the_histories_of_users_get_their_rows():
 def test_the_unit_of_ratings_does_not_matter():
     x, _ = planted()
     models = [
-        fit(bayesian_mf(3, samples=5), x.with_values(values), key=KEY, steps=5, progress=False)[0]
+        fit(bayesian_mf(3, samples=4), x.with_values(values), key=KEY, steps=5, progress=False)[0]
         for values in (x.values, 10 * x.values + 20)
     ]
     one, other = (np.asarray(predict(model, x.users, x.items)) for model in models)
@@ -159,7 +159,7 @@ def test_the_unit_of_ratings_does_not_matter():
 
 def test_keys_decide_and_a_vmap_over_them_draws_at_once():
     x, _ = planted()
-    data, algorithm = x.to_device(), bayesian_mf(3, samples=3)
+    data, algorithm = x.to_device(), bayesian_mf(3, samples=4)
 
     def train(key):
         state = algorithm.init(key, data)
@@ -190,8 +190,7 @@ def test_wrong_input_is_refused():
     for parameters, message in (((0, 4), "rank=0"), ((4, 0), "samples=0")):
         with pytest.raises(ValueError, match=message):
             bayesian_mf(parameters[0], samples=parameters[1])
-    x, _ = planted(10, 8)
-    data = x.to_device()
+    data = planted()[0].to_device()
     broken = data._replace(by_user=data.by_user._replace(values=data.by_user.values.at[4].set(jnp.inf)))
     with pytest.raises(DivergenceError, match="Bayesian MF, step 1"):
-        fit(bayesian_mf(3, samples=2), broken, key=KEY, steps=2, progress=False)
+        fit(bayesian_mf(3, samples=4), broken, key=KEY, steps=2, progress=False)

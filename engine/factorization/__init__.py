@@ -5,11 +5,11 @@ from .algorithm import Algorithm, Factors, Info
 from .als import explicit_als, implicit_als
 from .baseline import Baseline, baseline_estimates
 from .bayesian import BayesianFactors, bayesian_mf
-from .feedback import FeedbackFactors, svd_plus_plus
 from .fitting import History, fit
 from .objectives import BprSgd, ExplicitObjective, ImplicitObjective, LogisticSgd, RatingSgd
 from .sgd import biased_mf, bpr, logistic_mf
 from .svd import randomized_svd
+from .svdpp import FeedbackFactors, svd_plus_plus
 
 __all__ = [
     "Algorithm",

@@ -18,8 +18,8 @@ from ...kernels.op import Implementation
 from ..solving import conjugate_gradients
 from .algorithm import Algorithm, Info
 from .als import joined
-from .feedback import feedback_of
 from .parts import check_shape_parameters, info_of, random_rows, require_at_least, scalar
+from .svdpp import feedback_of
 
 _MEAN_STRENGTH = 2.0  # how many rows the prior of a side's mean counts for, as in the source
 _TOLERANCE, _STEPS = 1e-3, 200  # of the conjugate gradients, whose error stays far below the noise of a draw

@@ -18,8 +18,8 @@ from ..errors import InteractionError
 from ..factorization.algorithm import Factors
 from ..factorization.als import gramian, joined, objective_of, rating_system, ridge, separated
 from ..factorization.bayesian import BayesianFactors
-from ..factorization.feedback import FeedbackFactors
 from ..factorization.objectives import RankingSgd
+from ..factorization.svdpp import FeedbackFactors
 from .ranking_rows import fold_in_by_ranking
 
 History = CSR | SparseMatrix | Interactions
