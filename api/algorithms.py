@@ -111,7 +111,10 @@ def checked_parameters(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
         if parameter not in known:
             has = f"it has {sorted(known)}" if known else "it has none"
             raise ValueError(f"{name} has no parameter {parameter!r}; {has}")
-        if parameter == "steps" or signature[parameter].annotation in ("int", int):
+        annotation = "int" if parameter == "steps" else signature[parameter].annotation
+        if value is None and "None" in str(annotation):
+            continue
+        if annotation in ("int", int, "int | None"):
             if isinstance(value, bool) or not isinstance(value, numbers.Integral):
                 raise ValueError(f"{name}: {parameter}={value!r} must be a whole number")
             checked[parameter] = int(value)
