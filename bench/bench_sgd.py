@@ -71,6 +71,37 @@ def test_svd_against_surprise(benchmark, name):
 
 
 @pytest.mark.parametrize("name", ["100k", "1m"])
+def test_svd_by_our_defaults(name):
+    """Chosen by `test_choose_svd` on a part of the first fold's training part."""
+    x = movielens(name)
+    fold = np.random.default_rng(0).permutation(x.nnz) % 5
+    scores = []
+    for k in range(5):
+        model, _ = fit(biased_mf(100), x.select(fold != k), key=KEY, steps=20, progress=False)
+        scores.append(evaluate_ratings(model, x.select(fold == k), low=1, high=5))
+    means = {m: float(np.mean([s[m] for s in scores])) for m in scores[0]}
+    record("sgd", {f"SVD by the defaults, ML-{name.upper()}, random 5-fold": means | {"published": PUBLISHED[name]}})
+
+
+@pytest.mark.parametrize("name", ["100k", "1m"])
+def test_choose_svd(name):
+    """The defaults of `biased_mf` and of `svd_plus_plus`, which are the same for both sets of data."""
+    x = movielens(name)
+    fold = np.random.default_rng(0).permutation(x.nnz) % 5
+    train, valid = x.select(fold != 0).split("random", test_fraction=0.1, seed=1)
+    data, tried = train.to_device(), {"SVD": (biased_mf, 100, 0.005), "SVD++": (svd_plus_plus, 20, 0.007)}
+    for kind, (build, rank, slower) in tried.items():
+        trials = []
+        for init_std in (0.1, 0.2, 0.3, 0.4, 1.0):
+            for l2, learning_rate in ((0.02, slower), (0.05, 0.01)):
+                settings = {"init_std": init_std, "l2": l2, "learning_rate": learning_rate}
+                model, _ = fit(build(rank, **settings), data, key=KEY, steps=20, progress=False)
+                trials.append(settings | evaluate_ratings(model, valid, low=1, high=5))
+        trials.sort(key=lambda t: t["rmse"])
+        record("sgd", {f"{kind}, ML-{name.upper()}, choice on a validation part": trials})
+
+
+@pytest.mark.parametrize("name", ["100k", "1m"])
 def test_svd_plus_plus_against_surprise(benchmark, name):
     """Five folds of ours; one epoch of Surprise's, which is all of its cost."""
     from surprise import SVDpp as Peer

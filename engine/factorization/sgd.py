@@ -35,9 +35,9 @@ class _Execution(NamedTuple):
 def biased_mf(
     rank: int,
     *,
-    learning_rate: Any = 0.005,
-    l2: Any = 0.02,
-    init_std: float = 1.0,
+    learning_rate: Any = 0.01,
+    l2: Any = 0.05,
+    init_std: float = 0.3,
     hogwild: bool = False,
     batch_size: int | None = None,
     optimizer: minibatch.Optimizer = "sgd",

@@ -106,7 +106,7 @@ def svd_plus_plus(
     *,
     learning_rate: Any = 0.007,
     l2: Any = 0.02,
-    init_std: float = 0.4,
+    init_std: float = 0.2,
     implementation: Implementation = "auto",
 ) -> Algorithm:
     """SVD++: `r ~ mean + user_bias + item_bias + y_i . (x_u + |N(u)|^-1/2 sum over j in N(u) of z_j)`.
