@@ -72,7 +72,7 @@ def test_svd_against_surprise(benchmark, name):
 
 @pytest.mark.parametrize("name", ["100k", "1m"])
 def test_svd_by_our_defaults(name):
-    """Chosen by `test_choose_svd` on a part of the first fold's training part."""
+    """Among the best of `test_choose_svd` on a part of the first fold's training part."""
     x = movielens(name)
     fold = np.random.default_rng(0).permutation(x.nnz) % 5
     scores = []
