@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import jax
+
 RESULTS = Path(__file__).parent / "results"
 RUNS = Path(__file__).parent.parent / ".runs"
 _OURS = ("affinax", "jax", "jaxlib", "numba", "numpy", "scipy")
@@ -27,6 +29,7 @@ def record(name: str, results: dict[str, Any]) -> None:
         "command": f"python -m pytest bench/bench_{name}.py",
         "machine": {
             "cpu": _cpu(),
+            **_accelerator(),
             "cores": os.cpu_count(),
             "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
             "python": platform.python_version(),
@@ -44,6 +47,10 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _accelerator() -> dict[str, str]:
+    return {} if jax.default_backend() == "cpu" else {"accelerator": jax.devices()[0].device_kind}
 
 
 def _cpu() -> str:

@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int32
 
 from . import co_rated_numba
+from .best_of_rows import best_of_rows
 from .csr import SparseMatrix, over_entries
 from .op import Implementation, Op, dispatch
 
@@ -112,11 +113,7 @@ def _reference(
         found = jnp.where(shrink > 0, found * shared / (shared + jnp.where(shrink > 0, shrink, 1.0)), found)
         other = jnp.arange(n_rows, dtype=jnp.int32)[None] != here[:, None]
         found = jnp.where(other & (n >= min_support) & (found > 0), found, -jnp.inf)
-        best, ids = lax.top_k(found, min(k, n_rows))
-        padding = [(0, 0), (0, k - min(k, n_rows))]
-        best = jnp.pad(best, padding, constant_values=-jnp.inf)
-        ids = jnp.pad(ids.astype(jnp.int32), padding, constant_values=-1)
-        return jnp.where(best == -jnp.inf, -1, ids), best
+        return best_of_rows(found, k)
 
     ids, similarities = lax.map(one_block, jnp.arange(0, batch, block, dtype=jnp.int32))
     return ids.reshape(-1, k)[:batch], similarities.reshape(-1, k)[:batch]

@@ -8,9 +8,11 @@ from jax import lax
 
 from .least_squares_blocks import JITTER, JITTER_RETRIES
 
-_PACK = 16  # entries in one packed row
-_PACKED_ROWS = 256  # packed rows in one step of the loop over a block
-_BLOCK_ELEMENTS = 1 << 22  # float32 entries of the normal matrices held at once
+# Each step of a loop costs an accelerator some 50 microseconds however little it does, so steps are large and bounded
+# by memory alone: 128 MiB of matrices, 256 of what is added to them.
+_PACK = 32  # entries in one packed row
+_PACKED_ELEMENTS = 1 << 26  # float32 entries of the products of the packed rows in one step of the loop over a block
+_BLOCK_ELEMENTS = 1 << 25  # float32 entries of the normal matrices held at once
 
 
 def solve_rows(
@@ -53,10 +55,11 @@ def _normal_equations(starts, ends, indices, weights, targets, table):
     rank, n_rows = table.shape[1], starts.shape[0]
     packed_per_row = (ends - starts + (_PACK - 1)) // _PACK
     after = jnp.cumsum(packed_per_row)
+    at_once = max(1, min(_PACKED_ELEMENTS // rank**2, n_rows + indices.shape[0] // _PACK))
 
     def accumulate(carry):
         first, a, b = carry
-        packed = first + jnp.arange(_PACKED_ROWS, dtype=jnp.int32)
+        packed = first + jnp.arange(at_once, dtype=jnp.int32)
         row = jnp.minimum(jnp.searchsorted(after, packed, side="right").astype(jnp.int32), n_rows - 1)
         place = packed - (after - packed_per_row)[row]
         entry = (starts[row] + place * _PACK)[:, None] + jnp.arange(_PACK, dtype=jnp.int32)[None]
@@ -69,7 +72,7 @@ def _normal_equations(starts, ends, indices, weights, targets, table):
         exact = lax.Precision.HIGHEST
         outer = jnp.einsum("ple,plf->pef", y * w[..., None], y, precision=exact)
         moment = jnp.einsum("pl,ple->pe", t, y, precision=exact)
-        return first + _PACKED_ROWS, a.at[row].add(outer), b.at[row].add(moment)
+        return first + at_once, a.at[row].add(outer), b.at[row].add(moment)
 
     zeros = (jnp.int32(0), jnp.zeros((n_rows, rank, rank), jnp.float32), jnp.zeros((n_rows, rank), jnp.float32))
     _, a, b = lax.while_loop(lambda carry: carry[0] < after[-1], accumulate, zeros)

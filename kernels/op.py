@@ -85,6 +85,6 @@ def dispatch(op: Op, *arguments: Any, implementation: Implementation = "auto", *
             f'implementation="{implementation}" is not to be had in this process, which has '
             f"{', '.join(sorted(platforms()))}"
         )
-        automatic = "numba" if "cpu" in available else "reference"
+        automatic = "numba" if "cpu" in available and jax.default_backend() == "cpu" else "reference"
         raise NotImplementedError(f'kernels.{op.name}: {reason}. "auto" would take "{automatic}".')
     return available[runnable[0]](*arguments, **static)

@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
 from . import sparse_top_k_numba
+from .best_of_rows import best_of_rows
 from .csr import CSR, nothing_seen, over_entries
 from .op import Implementation, Op, dispatch
 
@@ -181,11 +182,7 @@ def _reference(
 
         seen = seen_rows[here]
         scores = over_entries(mask, scores, seen_indptr[seen], seen_indptr[seen + 1], _PRODUCTS)
-        best, ids = lax.top_k(scores, min(k, n_columns))
-        padding = [(0, 0), (0, k - min(k, n_columns))]
-        best = jnp.pad(best, padding, constant_values=-jnp.inf)
-        ids = jnp.pad(ids.astype(jnp.int32), padding, constant_values=-1)
-        return jnp.where(best == -jnp.inf, -1, ids), best
+        return best_of_rows(scores, k)
 
     ids, scores = lax.map(one_block, jnp.arange(0, batch, block, dtype=jnp.int32))
     return ids.reshape(-1, k)[:batch], scores.reshape(-1, k)[:batch]

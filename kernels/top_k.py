@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
 from . import top_k_numba
+from .best_of_rows import best_of_rows
 from .csr import CSR, nothing_seen
 from .op import Implementation, Op, dispatch
 
@@ -97,11 +98,7 @@ def _reference(queries, items, seen_indptr, seen_indices, seen_rows, exclude, al
 
         longest = jnp.max(end - begin)
         _, scores = lax.while_loop(lambda carry: carry[0] < longest, mask, (jnp.int32(0), scores))
-        best, ids = lax.top_k(scores, min(k, n_items))
-        padding = [(0, 0), (0, k - min(k, n_items))]
-        best = jnp.pad(best, padding, constant_values=-jnp.inf)
-        ids = jnp.pad(ids.astype(jnp.int32), padding, constant_values=-1)
-        return jnp.where(best == -jnp.inf, -1, ids), best
+        return best_of_rows(scores, k)
 
     ids, scores = lax.map(one_block, jnp.arange(0, batch, block, dtype=jnp.int32))
     return ids.reshape(-1, k)[:batch], scores.reshape(-1, k)[:batch]

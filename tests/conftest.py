@@ -19,6 +19,20 @@ def pytest_xdist_make_scheduler(config, log):
     return LoadScopeScheduling(config, log)
 
 
+def pytest_collection_modifyitems(items):
+    """Numba's kernels run on CPU: where arrays go to an accelerator by default, what names them is not tried.
+
+    `JAX_PLATFORMS=cpu` tries that, and only that.
+    """
+    if jax.default_backend() == "cpu":
+        return
+    skip = pytest.mark.skip(reason=f"Numba's kernels run on CPU, this process computes on {jax.default_backend()}")
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        if parameters.get("implementation") == "numba" or item.get_closest_marker("numba"):
+            item.add_marker(skip)
+
+
 @pytest.fixture
 def strict_dtypes():
     """Mixed dtypes raise: for kernel and engine tests."""

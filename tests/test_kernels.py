@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from affinax.engine.data import Interactions
 from affinax.kernels import (
+    best_of_rows,
     co_rated,
     least_squares,
     neighbor_mean,
@@ -40,7 +41,7 @@ from .cases import (
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
-IMPLEMENTATIONS = ["reference", "numba"]
+IMPLEMENTATIONS = ["auto", "reference", "numba"] if jax.default_backend() != "cpu" else ["reference", "numba"]
 each_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 each_system = pytest.mark.parametrize("case", LEAST_SQUARES, ids=lambda case: case.name)
 each_search = pytest.mark.parametrize("case", TOP_K, ids=lambda case: case.name)
@@ -63,8 +64,8 @@ def search(arrays, **options):
 
 
 def devices():
-    """A mesh of four, of the kind in which plain arrays are placed as they are needed."""
-    return jax.make_mesh((4,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    """A mesh of four virtual devices, of the kind in which plain arrays are placed as they are needed."""
+    return jax.make_mesh((4,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices("cpu"))
 
 
 def close(found, expected, tolerance):
@@ -97,6 +98,7 @@ def test_iterative_solvers_converge(case, implementation, solver):
     close(found.loss, loss, 1e-3)
 
 
+@pytest.mark.numba
 @each_system
 @pytest.mark.parametrize(("solver", "dtype"), [("cg", jnp.float32), ("cg", jnp.bfloat16), ("subspace", jnp.float32)])
 def test_numba_takes_the_same_steps_as_the_reference(case, solver, dtype):
@@ -113,6 +115,7 @@ def test_numba_takes_the_same_steps_as_the_reference(case, solver, dtype):
     close(found.loss, np.asarray(expected.loss), 1e-3)
 
 
+@pytest.mark.numba
 def test_long_vectors():
     arrays = least_squares_arguments(LEAST_SQUARES[5]._replace(n_columns=900, rank=400))
     x, _ = naive.least_squares(**arrays)
@@ -140,6 +143,7 @@ def test_a_matrix_that_does_not_factorize_is_jittered(implementation):
     assert int(broken.jittered[0]) == 4
 
 
+@pytest.mark.numba
 def test_an_entry_outside_the_table_breaks_its_row_alone():
     arrays = least_squares_arguments(LEAST_SQUARES[2])
     arrays["indices"][-1] = 99
@@ -508,6 +512,7 @@ def test_sparse_product_refuses_other_widths():
         unwrap(sparse_product.multiply)(jnp.ones((2, 4)), as_csr(np.eye(3, dtype=np.float32)), 3)
 
 
+@pytest.mark.numba
 def test_dispatch_refuses_what_cannot_run():
     arguments = (jnp.ones((1, 2)), jnp.ones((3, 2)), 1)
     with pytest.raises(NotImplementedError, match=r'top_k.*"pallas".*"auto" would take "numba"'):
@@ -520,6 +525,7 @@ def test_dispatch_refuses_what_cannot_run():
     assert solve(wide).x.shape == (1, 1025)
 
 
+@pytest.mark.numba
 def test_auto_takes_the_special_implementation():
     called = []
     marked = Op("marked", lambda x: x, lambda x: None, numba=lambda x: called.append(1) or x)
@@ -549,3 +555,23 @@ def test_a_program_for_other_platforms_holds_the_reference():
 def test_least_squares_refuses(change, message):
     with pytest.raises(ValueError, match=message):
         unwrap(least_squares.solve)(**(least_squares_arguments(LEAST_SQUARES[4]) | change))
+
+
+@pytest.mark.parametrize("way", ["one", "tiled"])
+@pytest.mark.parametrize(("n", "k"), [(1, 3), (64, 1), (65, 1), (1000, 7), (1000, 1000)])
+def test_best_of_rows(way, n, k):
+    """Ties, rows that are nearly or wholly empty, widths that fill no tile; an accelerator takes the tiles."""
+    scores = np.random.default_rng(0).integers(0, 9, (5, n)).astype(np.float32)
+    scores[0, 1:], scores[1] = -np.inf, -np.inf
+    expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    best = np.take_along_axis(scores, expected, axis=1)
+    expected = np.pad(np.where(best == -np.inf, -1, expected), [(0, 0), (0, k - best.shape[1])], constant_values=-1)
+    if way == "one":
+        places, found = jax.jit(best_of_rows.best_of_rows, static_argnums=1)(jnp.asarray(scores), k)
+        np.testing.assert_array_equal(places, expected)
+    else:
+        kept = min(k, -(-n // 64))
+        found, places = best_of_rows.by_tiles(jnp.asarray(scores), kept)
+        np.testing.assert_array_equal(np.where(found == -np.inf, -1, places), expected[:, :kept])
+        best = best[:, :kept]
+    np.testing.assert_array_equal(np.asarray(found)[:, : best.shape[1]], best)

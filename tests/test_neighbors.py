@@ -116,6 +116,7 @@ def test_only_the_nearest_are_kept(x, build):
     np.testing.assert_allclose(few, nearest(every, 4), rtol=1e-6)
 
 
+@pytest.mark.numba
 def test_the_implementations_agree(x):
     for build in (item_knn, user_knn, rp3beta):
         found, expected = (jax.tree.leaves(build(x, implementation=name)) for name in ("numba", "reference"))

@@ -44,6 +44,7 @@ def tables(rank, seed=1):
     return sgd.Tables(*(jnp.asarray(rng.normal(0, 0.3, shape), jnp.float32) for shape in shapes))
 
 
+@pytest.mark.numba
 @pytest.mark.parametrize("rank", [5, 40])
 @pytest.mark.parametrize("loss", ["squared", "logistic", "bpr"])
 @pytest.mark.parametrize("biases", [True, False])
@@ -125,6 +126,7 @@ def test_blocks_of_a_stage_share_no_row_and_no_column(rows, implementation, bloc
     assert (order != np.asarray(other.order)).any()
 
 
+@pytest.mark.numba
 @pytest.mark.parametrize("rank", [5, 40])
 @pytest.mark.parametrize("loss", ["squared", "logistic", "bpr"])
 def test_stages_on_several_threads_equal_one_entry_after_the_other(rows, rank, loss):

@@ -11,6 +11,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int32
 
+from ...kernels.best_of_rows import best_of_rows
 from ...kernels.csr import CSR, SparseMatrix, contains
 from ..data.interactions import Interactions
 from ..errors import InteractionError
@@ -116,8 +117,5 @@ def best_among(
     place = jnp.maximum(among, 0)
     scores = jnp.einsum("bw,baw->ba", queries, items[place], precision=lax.Precision.HIGHEST)
     scores = jnp.where(drop | jnp.isnan(scores), -jnp.inf, scores)
-    taken = min(k, among.shape[1])
-    best, where = lax.top_k(scores, taken)
-    ids = jnp.where(best == -jnp.inf, -1, jnp.take_along_axis(among, where, axis=1))
-    padding = [(0, 0), (0, k - taken)]
-    return jnp.pad(ids, padding, constant_values=-1), jnp.pad(best, padding, constant_values=-jnp.inf)
+    where, best = best_of_rows(scores, k)
+    return jnp.take_along_axis(jnp.pad(among, [(0, 0), (0, 1)], constant_values=-1), where, axis=1), best
