@@ -20,16 +20,13 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """Numba's kernels run on CPU: where arrays go to an accelerator by default, what names them is not tried.
-
-    `JAX_PLATFORMS=cpu` tries that, and only that.
-    """
+    """Where arrays go to an accelerator by default, what holds on CPU alone is not tried; JAX_PLATFORMS=cpu tries it."""
     if jax.default_backend() == "cpu":
         return
-    skip = pytest.mark.skip(reason=f"Numba's kernels run on CPU, this process computes on {jax.default_backend()}")
+    skip = pytest.mark.skip(reason=f"holds on CPU, this process computes on {jax.default_backend()}")
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        if parameters.get("implementation") == "numba" or item.get_closest_marker("numba"):
+        if parameters.get("implementation") == "numba" or item.get_closest_marker("on_cpu"):
             item.add_marker(skip)
 
 

@@ -116,7 +116,7 @@ def test_only_the_nearest_are_kept(x, build):
     np.testing.assert_allclose(few, nearest(every, 4), rtol=1e-6)
 
 
-@pytest.mark.numba
+@pytest.mark.on_cpu
 def test_the_implementations_agree(x):
     for build in (item_knn, user_knn, rp3beta):
         found, expected = (jax.tree.leaves(build(x, implementation=name)) for name in ("numba", "reference"))
@@ -144,6 +144,7 @@ def test_ease_is_its_closed_form(x):
     assert np.abs(np.asarray(binary) - expected).max() > 0.01
 
 
+@pytest.mark.on_cpu
 def test_large_arrays_are_not_copied():
     array = memory.aligned_zeros((33, 33), np.float32)
     assert memory.as_jax(array).unsafe_buffer_pointer() == array.ctypes.data
@@ -215,6 +216,7 @@ class TestModels:
         assert 0 < evaluate(model, test, train=train).means["ndcg_at_10"] < 1
         assert 0 < evaluate_sampled(model, test, train=train, n_negatives=9).means["hit_rate_at_10_of_9_sampled"] <= 1
 
+    @pytest.mark.on_cpu
     def test_is_the_same_again(self, x, build):
         for one, other in zip(jax.tree.leaves(build(x)), jax.tree.leaves(build(x)), strict=True):
             np.testing.assert_array_equal(one, other)

@@ -42,7 +42,7 @@ def test_baselines(x):
     assert float(jnp.abs(grid[0]).sum()) > float(jnp.abs(grid[1]).sum())
 
 
-@pytest.mark.numba
+@pytest.mark.on_cpu
 @pytest.mark.parametrize("side", ["items", "users"])
 @pytest.mark.parametrize(
     "options",

@@ -44,7 +44,7 @@ def tables(rank, seed=1):
     return sgd.Tables(*(jnp.asarray(rng.normal(0, 0.3, shape), jnp.float32) for shape in shapes))
 
 
-@pytest.mark.numba
+@pytest.mark.on_cpu
 @pytest.mark.parametrize("rank", [5, 40])
 @pytest.mark.parametrize("loss", ["squared", "logistic", "bpr"])
 @pytest.mark.parametrize("biases", [True, False])
@@ -126,7 +126,7 @@ def test_blocks_of_a_stage_share_no_row_and_no_column(rows, implementation, bloc
     assert (order != np.asarray(other.order)).any()
 
 
-@pytest.mark.numba
+@pytest.mark.on_cpu
 @pytest.mark.parametrize("rank", [5, 40])
 @pytest.mark.parametrize("loss", ["squared", "logistic", "bpr"])
 def test_stages_on_several_threads_equal_one_entry_after_the_other(rows, rank, loss):
@@ -271,6 +271,7 @@ EVERY = RANKERS | {
 
 @pytest.mark.parametrize("build", EVERY.values(), ids=EVERY.keys())
 class TestEveryAlgorithm:
+    @pytest.mark.on_cpu
     def test_the_key_decides(self, build):
         x, _ = planted()
         runs = [fit(build(), x, key=jax.random.key(k), steps=2, progress=False)[0] for k in (0, 0, 1)]
