@@ -12,7 +12,18 @@ import scipy.sparse
 
 from affinax.engine.data import InteractionError, Interactions
 from affinax.engine.evaluation import evaluate, evaluate_sampled
-from affinax.engine.neighbors import cosine_similarity, ease, item_knn, memory, random, rp3beta, user_knn
+from affinax.engine.neighbors import (
+    cosine_similarity,
+    ease,
+    gf_cf,
+    item_knn,
+    knn_baseline,
+    memory,
+    popularity,
+    random,
+    rp3beta,
+    user_knn,
+)
 from affinax.engine.retrieval import recommend, similar_items, with_history
 from affinax.kernels.csr import CSR
 
@@ -375,3 +386,9 @@ def csr_of(dense):
 def test_wrong_parameters_are_refused(x, build, options, message):
     with pytest.raises(ValueError, match=message):
         unwrap(build)(x, **options)
+
+
+@pytest.mark.parametrize("build", [popularity, item_knn, user_knn, rp3beta, ease, gf_cf, knn_baseline])
+def test_what_is_no_interactions_is_refused(build):
+    with pytest.raises(TypeError, match=rf"{build.__name__}: .* a scipy csr_array .* Interactions.from_scipy"):
+        build(scipy.sparse.csr_array(np.eye(3, dtype=np.float32)))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 
@@ -297,3 +297,28 @@ class Interactions:
 def _frozen(array: np.ndarray) -> np.ndarray:
     array.flags.writeable = False
     return array
+
+
+_P, _R = ParamSpec("_P"), TypeVar("_R")
+
+
+def takes_interactions(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """The function, but for a TypeError that says what to do where its first argument is something else."""
+
+    @functools.wraps(function)
+    def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        given = args[0] if args else kwargs.get("interactions")
+        if given is not None and not isinstance(given, Interactions):
+            raise TypeError(not_interactions(function.__name__, given))
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def not_interactions(caller: str, given: Any) -> str:
+    """What is wrong with `given`, and what makes interactions of it."""
+    return (
+        f"{caller}: interactions are a {type(given).__module__.split('.')[0]} {type(given).__name__} and must be "
+        "Interactions; Interactions.from_scipy makes them of a sparse matrix, Interactions.from_coo of users, items and "
+        "values, and clean of a data frame"
+    )

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from ...kernels.csr import SparseMatrix
-from ..data.interactions import Interactions
+from ..data.interactions import Interactions, not_interactions
 from ..errors import DivergenceError
 from ..progress import Progress
 from .algorithm import Algorithm, Info
@@ -71,10 +71,13 @@ def fit(
 
     Raises:
         DivergenceError: A number that is not finite; names step, side and row, and holds the state before it.
+        TypeError: Neither `Interactions` nor their `to_device()`.
         ValueError: `steps` or `patience` below 1.
     """
     if steps < 1 or patience < 1:
         raise ValueError(f"{steps=} and {patience=} must be at least 1")
+    if not isinstance(interactions, Interactions | SparseMatrix):
+        raise TypeError(not_interactions("fit", interactions))
     data = interactions.to_device() if isinstance(interactions, Interactions) else interactions
     nnz = data.by_user.nnz
     init_key, key = jax.random.split(key)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from ...kernels.csr import CSR, SparseMatrix
 from ..data.features import Features, device_rows, fit_features, shape_of
-from ..data.interactions import Interactions
+from ..data.interactions import Interactions, takes_interactions
 from ..errors import FeatureError
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class ContentProfiles(NamedTuple):
         return _unit_items(matrix)._replace(profiles=self.profiles)
 
 
+@takes_interactions
 def content_profiles(
     interactions: Interactions, *, features: Any = None, columns: dict[str, str] | None = None, missing: str = "error"
 ) -> ContentProfiles:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt32
 
 from ...kernels.csr import CSR
-from ..data.interactions import Interactions
+from ..data.interactions import Interactions, takes_interactions
 
 _WIDTH = 16
 
@@ -61,6 +61,7 @@ class Random(NamedTuple):
         return self.item_vectors
 
 
+@takes_interactions
 def popularity(interactions: Interactions) -> Popularity:
     """Counts the interactions of each item.
 
@@ -71,6 +72,7 @@ def popularity(interactions: Interactions) -> Popularity:
     return Popularity(jnp.asarray(counts, jnp.float32))
 
 
+@takes_interactions
 def random(interactions: Interactions, *, key: PRNGKeyArray) -> Random:
     """Ranks by chance: what a metric is worth where nothing was learned.
 

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...kernels.op import Implementation
-from ..data.interactions import Interactions
+from ..data.interactions import Interactions, takes_interactions
 from .lists import nearest_rows
 from .models import ItemWeights
 
 
+@takes_interactions
 def rp3beta(
     interactions: Interactions,
     *,

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int32, PRNGKeyArray
 from ...kernels import sparse_product
 from ...kernels.csr import CSR, SparseMatrix, over_entries
 from ...kernels.op import Implementation
-from ..data.interactions import Interactions
+from ..data.interactions import Interactions, takes_interactions
 from ..factorization.parts import require_at_least, require_whole
 from ..factorization.svd import randomized_svd
 
@@ -87,6 +87,7 @@ class GraphFilter(NamedTuple):
         return self._replace(history=history._replace(values=jnp.ones(1)))
 
 
+@takes_interactions
 def gf_cf(
     interactions: Interactions,
     *,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from ...kernels import gramian
-from ..data.interactions import Interactions
+from ..data.interactions import Interactions, takes_interactions
 from .memory import aligned_zeros, as_jax, readable, require_memory
 from .models import ItemWeights
 
 
+@takes_interactions
 def ease(interactions: Interactions, *, l2: float = 250.0) -> ItemWeights:
     """The linear item-item model: every item from all the others, by one matrix inverse.
 

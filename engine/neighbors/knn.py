@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from ...kernels.op import Implementation
-from ..data.interactions import Interactions
+from ..data.interactions import Interactions, takes_interactions
 from .comparison import Comparison, nearest
 from .models import ItemWeights, UserNeighbors
 
 
+@takes_interactions
 def item_knn(
     interactions: Interactions,
     *,
@@ -52,6 +53,7 @@ def item_knn(
     return ItemWeights(data.by_user, nearest(interactions, data, "items", how, implementation=implementation))
 
 
+@takes_interactions
 def user_knn(
     interactions: Interactions,
     *,

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int32
 from ...kernels import co_rated, neighbor_mean
 from ...kernels.csr import CSR, SparseMatrix, entries
 from ...kernels.op import Implementation
-from ..data.interactions import Interactions
+from ..data.interactions import Interactions, takes_interactions
 from ..errors import InteractionError
 from ..factorization.baseline import Baseline, baseline_estimates
 from ..factorization.parts import require_at_least, require_whole
@@ -108,6 +108,7 @@ class UserRatings(NamedTuple):
         raise ValueError('k-NN on the side of users compares whole users: side="items" answers to new histories')
 
 
+@takes_interactions
 def knn_baseline(
     interactions: Interactions,
     *,

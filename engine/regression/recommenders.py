@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int32, PRNGKeyArray
 from ...kernels import sampling
 from ...kernels.csr import CSR
 from ..data.features import Features, device_rows
-from ..data.interactions import Interactions
+from ..data.interactions import Interactions, takes_interactions
 from ..data.pairs import PairDesign, pair_design
 from ..errors import FeatureError
 from ..factorization.algorithm import Factors
@@ -91,6 +91,7 @@ class PairRegression(NamedTuple):
         return self._replace(factors=factors._replace(items=vectors, item_bias=_product(b, self.item_weights)))
 
 
+@takes_interactions
 def ridge_recommender(
     interactions: Interactions,
     *,
@@ -133,6 +134,7 @@ def ridge_recommender(
     return as_recommender(found, design)
 
 
+@takes_interactions
 def logistic_recommender(
     interactions: Interactions,
     *,

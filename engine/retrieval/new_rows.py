@@ -54,7 +54,8 @@ def fold_in(
 
     Raises:
         InteractionError: A history that names rows the model does not have.
-        ValueError: The model has no objective, or `side` is unknown, or a ranking loss with new items or `gram`.
+        ValueError: The model has no objective, or `side` is unknown, or a ranking loss with new items or `gram`, or an
+            `implementation` for a model that has but one.
 
     With the explicit objective it is `R V (V^T V + l2 I)^-1`, here with l2 = 1:
 
@@ -68,6 +69,8 @@ def fold_in(
     if isinstance(model, FeedbackFactors | BayesianFactors):
         if side != "users" or gram is not None:
             raise ValueError("svd_plus_plus and bayesian_mf fold in users only, and need no gram")
+        if implementation != "auto":
+            raise ValueError(f"svd_plus_plus and bayesian_mf fold in by one implementation, not by {implementation=}")
         return model.with_history(_as_rows(history, model.n_items, "item")).users
     return _solved(model, history, side, gram, key, implementation)[0]
 
