@@ -56,10 +56,10 @@ def store(builder, value, address, offset):
 
 def multiply_add(builder, a, b, c):
     """`a b + c`, lane by lane."""
-    name = f"llvm.fmuladd.v{LANES}f32"
+    name = f"llvm.fmuladd.v{a.type.count}f32"
     function = builder.module.globals.get(name)
     if function is None:
-        function = ir.Function(builder.module, ir.FunctionType(VECTOR, [VECTOR] * 3), name)
+        function = ir.Function(builder.module, ir.FunctionType(a.type, [a.type] * 3), name)
     return builder.call(function, [a, b, c])
 
 
@@ -68,10 +68,10 @@ def shuffle(builder, a, b, lanes):
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
 
 
-def splat(builder, scalar):
+def splat(builder, scalar, kind=VECTOR):
     """A vector of one number."""
-    vector = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), scalar, I32(0))
-    return shuffle(builder, vector, vector, [0] * LANES)
+    vector = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, I32(0))
+    return shuffle(builder, vector, vector, [0] * kind.count)
 
 
 def sum_lanes(builder, a, b, c, d):

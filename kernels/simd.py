@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba.core import types
 from numba.extending import intrinsic as _intrinsic
 
@@ -108,20 +109,18 @@ def axpy4(typingctx, rows, i, c0, c1, c2, c3, q, j, width, packed):
     return types.void(rows, types.int64, f32, f32, f32, f32, q, types.int64, width, packed), codegen
 
 
-@intrinsic
-def add_outer_products(typingctx, a, i, a_stride, a_step, b, j, b_stride, n, c, k, c_stride):
-    """`C[m, j] += sum over k < n of A[k, m] B[k, j]` for 4 x 16 entries kept in registers.
-
-    Strides count float32 numbers between consecutive k (A, B) or rows (C), the step those between consecutive m.
-    """
+def _outer_products(rows: int, vector: ir.VectorType):
+    """The intrinsic for tiles of `rows` x 16 entries, whose rows are made of such vectors."""
 
     def codegen(context, builder, signature, arguments):
         a, a_stride, a_step, b, b_stride, n, c, c_stride = addresses(context, builder, signature, arguments)
+        zero = ir.Constant(vector, [0.0] * vector.count)
 
         def bytes_of(count):
             return builder.mul(count, I64(4))
 
-        tiles = [(m, half) for m in range(TILE_ROWS) for half in range(2)]
+        firsts = range(0, TILE_COLUMNS, vector.count)
+        tiles = [(m, first) for m in range(rows) for first in firsts]
         slots = {}
         entry = builder.block
         loop, done = builder.append_basic_block("products"), builder.append_basic_block("products.done")
@@ -130,34 +129,49 @@ def add_outer_products(typingctx, a, i, a_stride, a_step, b, j, b_stride, n, c, 
         k = builder.phi(I64)
         k.add_incoming(I64(0), entry)
         for tile in tiles:
-            slots[tile] = builder.phi(VECTOR)
-            slots[tile].add_incoming(ir.Constant(VECTOR, [0.0] * LANES), entry)
+            slots[tile] = builder.phi(vector)
+            slots[tile].add_incoming(zero, entry)
         a_row = builder.add(a, bytes_of(builder.mul(k, a_stride)))
         b_row = builder.add(b, bytes_of(builder.mul(k, b_stride)))
-        halves = [load(builder, b_row, 4 * LANES * half, VECTOR) for half in range(2)]
+        columns = {first: load(builder, b_row, 4 * first, vector) for first in firsts}
         sums = {}
-        for m in range(TILE_ROWS):
-            scale = splat(builder, load(builder, a_row, bytes_of(builder.mul(a_step, I64(m))), F32))
-            for half in range(2):
-                sums[m, half] = multiply_add(builder, scale, halves[half], slots[m, half])
+        for m in range(rows):
+            scale = splat(builder, load(builder, a_row, bytes_of(builder.mul(a_step, I64(m))), F32), vector)
+            for first in firsts:
+                sums[m, first] = multiply_add(builder, scale, columns[first], slots[m, first])
         after = builder.add(k, I64(1))
         k.add_incoming(after, loop)
         for tile in tiles:
             slots[tile].add_incoming(sums[tile], loop)
         builder.cbranch(builder.icmp_signed("<", after, n), loop, done)
         builder.position_at_end(done)
-        for m, half in tiles:
-            total = builder.phi(VECTOR)
-            total.add_incoming(ir.Constant(VECTOR, [0.0] * LANES), entry)
-            total.add_incoming(sums[m, half], loop)
-            slots[m, half] = total
-        for m, half in tiles:
-            place = builder.add(c, bytes_of(builder.add(builder.mul(c_stride, I64(m)), I64(half * LANES))))
-            store(builder, builder.fadd(load(builder, place, 0, VECTOR), slots[m, half]), place, 0)
+        for tile in tiles:
+            total = builder.phi(vector)
+            total.add_incoming(zero, entry)
+            total.add_incoming(sums[tile], loop)
+            slots[tile] = total
+        for m, first in tiles:
+            place = builder.add(c, bytes_of(builder.add(builder.mul(c_stride, I64(m)), I64(first))))
+            store(builder, builder.fadd(load(builder, place, 0, vector), slots[m, first]), place, 0)
         return context.get_dummy_value()
 
-    i64 = types.int64
-    return types.void(a, i64, i64, i64, b, i64, i64, i64, c, i64, i64), codegen
+    def products(typingctx, a, i, a_stride, a_step, b, j, b_stride, n, c, k, c_stride):
+        """`C[m, j] += sum over k < n of A[k, m] B[k, j]` for a tile of entries kept in registers.
+
+        Strides count float32 numbers between consecutive k (A, B) or rows (C), the step those between consecutive m.
+        """
+        i64 = types.int64
+        return types.void(a, i64, i64, i64, b, i64, i64, i64, c, i64, i64), codegen
+
+    return intrinsic(products)
+
+
+add_outer_products = _outer_products(TILE_ROWS, VECTOR)
+# Of as many rows as the registers hold: 32 of 16 lanes with AVX-512, 16 of 8 lanes elsewhere.
+TALL_ROWS, add_tall_outer_products = TILE_ROWS, add_outer_products
+if get_host_cpu_features().get("avx512f"):
+    TALL_ROWS = 8
+    add_tall_outer_products = _outer_products(TALL_ROWS, ir.VectorType(F32, TILE_COLUMNS))
 
 
 def _pairs(order):

@@ -1,6 +1,6 @@
 """`kernels.top_k` on CPU: blocks of scores that stay in cache, each searched at once.
 
-Many queries: items are packed in panels of 16, so that a tile of 4 queries by 16 items is summed in registers, and
+Many queries: items are packed in panels of 16, so that a tile of 4 or 8 queries by 16 items is summed in registers, and
 threads share out the queries. A few: packing would cost more than the products, so items are read as they lie, and
 threads share out the items.
 """
@@ -58,7 +58,8 @@ def _search_many(queries, items, seen_indptr, seen_indices, seen_rows, exclude, 
                 else:
                     for j in range(width):
                         panels[panel, j, lane] = 0
-    block_size = max(4, min(_QUERIES, (batch // 4 + 3) // 4 * 4))
+    tall = simd.TALL_ROWS
+    block_size = max(tall, min(_QUERIES, (batch // 4 + tall - 1) // tall * tall))
     n_blocks = (batch + block_size - 1) // block_size
     for _worker in numba.prange(WORKERS):
         while True:
@@ -79,8 +80,8 @@ def _search_many(queries, items, seen_indptr, seen_indices, seen_rows, exclude, 
                 high = min(low + _ITEMS, n_items)
                 tile[:] = 0
                 for panel in range(low // 16, (high + 15) // 16):
-                    for q in range(0, size, 4):
-                        simd.add_outer_products(
+                    for q in range(0, size, simd.TALL_ROWS):
+                        simd.add_tall_outer_products(
                             columns,
                             q,
                             block_size,
