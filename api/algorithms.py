@@ -19,6 +19,7 @@ from .engine.factorization import (
     fit,
     implicit_als,
     logistic_mf,
+    softmax_mf,
     svd_plus_plus,
 )
 from .engine.factorization.fitting import History
@@ -70,6 +71,7 @@ ALGORITHMS = {
     "random": Named(random, 0, {}),
     "ridge-regression": Named(ridge_recommender, 0, {}, needs_values=True),
     "rp3beta": Named(rp3beta, 0, {}),
+    "softmax-mf": Named(softmax_mf, 20, {"rank": 64}),
     "svd-plus-plus": Named(svd_plus_plus, 20, {"rank": 20}, needs_values=True),
     "user-knn": Named(user_knn, 0, {}),
 }

@@ -18,6 +18,7 @@ from .engine.factorization import (
     ImplicitObjective,
     LogisticSgd,
     RatingSgd,
+    SoftmaxSgd,
 )
 from .engine.factorization.bayesian import Chain, RowPrior
 from .engine.neighbors import (
@@ -57,6 +58,7 @@ _KINDS = {
         Random,
         RatingSgd,
         RowPrior,
+        SoftmaxSgd,
         SparseMatrix,
         UserNeighbors,
         UserRatings,

@@ -14,7 +14,7 @@ from . import sgd_numba
 from .csr import CSR
 from .op import Implementation, Op, dispatch
 
-Loss = Literal["squared", "logistic", "bpr"]
+Loss = Literal["squared", "logistic", "bpr", "softmax"]
 _CHUNK = 1024  # entries in a block of a lock-free sweep
 
 
@@ -49,6 +49,7 @@ def sweep(
     - "squared": down the gradient of `(r - s(u, i))^2 / 2`;
     - "logistic": of `softplus(-s(u, i))`, then of `softplus(s(u, j))` for each negative j;
     - "bpr": of `softplus(s(u, j) - s(u, i))` for each negative j;
+    - "softmax": of `log(1 + sum_j exp(s(u, j) - s(u, i)))` over all negatives j at once;
 
     plus `l2 / 2` times the squares of all that takes part. Rows of both sides move at once.
 
@@ -125,6 +126,9 @@ def costs(
     first, others = scores[:, 0], scores[:, 1:]
     if loss == "bpr":
         return jnp.sum(met[:, 1:] * liked(first[:, None] - others), axis=1)
+    if loss == "softmax":
+        above = jnp.where(met[:, 1:] > 0, others - first[:, None], -jnp.inf)
+        return jax.nn.logsumexp(jnp.pad(above, [(0, 0), (1, 0)]), axis=1)
     own = squared(first, values) if loss == "squared" else liked(first)
     return met[:, 0] * own + jnp.sum(met[:, 1:] * liked(-others), axis=1)
 
@@ -172,8 +176,34 @@ def _reference(
             item_bias = item_bias.at[minus].add(bias_rate * (-pull - l2 * item_bias[minus]))
         return (users, items, user_bias, item_bias), jnp.where(valid, cost, 0.0)
 
+    def choice(tables, u, i, others):
+        """One step down the "softmax" of the item among its negatives."""
+        users, items, user_bias, item_bias = tables
+        ids, met = jnp.append(i, jnp.maximum(others, 0)), jnp.append(True, others >= 0)
+        p, q = users[u], items[ids]
+        scores = jnp.matmul(q, p, precision=lax.Precision.HIGHEST) + item_bias[ids]
+
+        def cost_of(scores):
+            return costs("softmax", scores[None], jnp.zeros(1), met[None].astype(jnp.float32))[0]
+
+        cost, slopes = jax.value_and_grad(cost_of)(scores)
+
+        def contender(carry, sample):
+            items, item_bias = carry
+            j, slope, valid = sample
+            rate = jnp.where(valid, learning_rate, 0.0)
+            items = items.at[j].add(-rate * (slope * p + l2 * items[j]))
+            item_bias = item_bias.at[j].add(-(rate if biases else 0.0) * (slope + l2 * item_bias[j]))
+            return (items, item_bias), None
+
+        (items, item_bias), _ = lax.scan(contender, (items, item_bias), (ids, slopes, met))
+        slope = jnp.matmul(slopes, q, precision=lax.Precision.HIGHEST)
+        return (users.at[u].add(-learning_rate * (slope + l2 * p)), items, user_bias, item_bias), cost
+
     def entry(tables, sample):
         u, i, value, others = sample
+        if loss == "softmax":
+            return choice(tables, u, i, others)
         total = jnp.float32(0)
         if loss != "bpr":
             cost_of = functools.partial(squared, value=value) if loss == "squared" else liked

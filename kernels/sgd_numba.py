@@ -13,7 +13,7 @@ from . import simd, xla_ffi
 from .threads import WORKERS
 
 MAX_RANK = 1024
-_LOSSES = {"squared": 0, "logistic": 1, "bpr": 2}
+_LOSSES = {"squared": 0, "logistic": 1, "bpr": 2, "softmax": 3}
 _FAR, _AHEAD = 32, 8  # entries between asking for what an entry says, then for its rows, and their use
 _LARGE = 1e280  # a product that gets its logarithm taken
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
@@ -97,6 +97,7 @@ def _kernel(width: int):
                     if block >= n_blocks:
                         break
                     total, product = 0.0, 1.0
+                    shares, slope = np.empty(1 + negatives.shape[1], np.float32), np.empty(width, np.float32)
                     for k in range(bounds[stage, block], bounds[stage, block + 1]):
                         far = np.int64(order[min(k + _FAR, len(order) - 1)])
                         simd.prefetch(row_of, far)
@@ -129,6 +130,25 @@ def _kernel(width: int):
                                 if product > _LARGE:
                                     total, product = total + np.log(product), 1.0
                             continue
+                        if loss == 3:
+                            total += _choice(new_users, new_items, new_item_bias, u, i, negatives[k], shares)
+                            slope[:] = 0
+                            for place in range(len(shares)):
+                                item = i if place == 0 else negatives[k, place - 1]
+                                if item < 0:
+                                    continue
+                                simd.axpy(shares[place], new_items, np.int64(item) * width, slope, 0, width)
+                            for place in range(len(shares)):
+                                item = i if place == 0 else negatives[k, place - 1]
+                                if item < 0:
+                                    continue
+                                there = np.int64(item) * width
+                                simd.axpy(keep - np.float32(1), new_items, there, new_items, there, width)
+                                simd.axpy(-rate * shares[place], new_users, here, new_items, there, width)
+                                new_item_bias[item] -= bias_rate * (shares[place] + l2 * new_item_bias[item])
+                            simd.axpy(keep - np.float32(1), new_users, here, new_users, here, width)
+                            simd.axpy(-rate, slope, 0, new_users, here, width)
+                            continue
                         for place in range(-1, 0 if loss == 0 else negatives.shape[1]):
                             item = i if place < 0 else negatives[k, place]
                             if item < 0:
@@ -154,6 +174,27 @@ def _kernel(width: int):
                     totals[stage, block] = total + np.log(product)
 
     return sweep
+
+
+@numba.njit(cache=True, nogil=True)
+def _choice(users, items, item_bias, u, i, negatives, slopes):
+    """The loss of choosing item i among the negatives, and its slope in the score of each, i first."""
+    width = users.shape[1]
+    here, highest = np.int64(u) * width, np.float32(-np.inf)
+    for place in range(len(slopes)):
+        item = i if place == 0 else negatives[place - 1]
+        slopes[place] = -np.inf
+        if item >= 0:
+            slopes[place] = item_bias[item] + simd.dot(users, here, items, np.int64(item) * width, width)
+            highest = max(highest, slopes[place])
+    own, total = slopes[0], np.float32(0)
+    for place in range(len(slopes)):
+        slopes[place] = np.exp(slopes[place] - highest)
+        total += slopes[place]
+    for place in range(len(slopes)):
+        slopes[place] /= total
+    slopes[0] -= np.float32(1)
+    return np.log(total) + highest - own
 
 
 @numba.njit(cache=True, nogil=True)

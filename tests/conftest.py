@@ -20,7 +20,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """Where arrays go to an accelerator by default, what holds on CPU alone is not tried; JAX_PLATFORMS=cpu tries it."""
+    """On an accelerator, what holds on CPU alone is not tried; JAX_PLATFORMS=cpu tries it."""
     if jax.default_backend() == "cpu":
         return
     skip = pytest.mark.skip(reason=f"holds on CPU, this process computes on {jax.default_backend()}")

@@ -283,10 +283,11 @@ def graph_filter(met, rank, alpha):
     return met @ graph.T @ graph + alpha * (met / roots) @ vectors @ vectors.T * np.sqrt(items)
 
 
-def ranking_row(items, bias, met, others, counts, l2, logistic=None):
+def ranking_row(items, bias, met, others, counts, l2, logistic=None, softmax=None):
     """The vector of one user at the minimum of a ranking loss, by scipy: `others [n_met, m]` count `counts` each.
 
     `logistic` None is `bpr`; else `(negatives, whether the user has a bias)`, and the vector's last entry is the bias.
+    `softmax` is the number of its negatives.
     """
     from scipy.optimize import minimize
 
@@ -303,6 +304,12 @@ def ranking_row(items, bias, met, others, counts, l2, logistic=None):
 
     def loss(x):
         s = directions @ x + offsets
+        if softmax is not None:
+            above = np.exp(-s.reshape(others.shape)) * counts * softmax
+            whole = 1 + above.sum(axis=1, keepdims=True)
+            penalty = l2 * len(met)
+            slope = -(above / whole).ravel() @ directions + penalty * x
+            return np.log(whole).sum() + penalty / 2 * x @ x, slope
         slope = -weights / (1 + np.exp(s))
         penalty = l2 * weights.sum()
         return (weights * np.logaddexp(0, -s)).sum() + penalty / 2 * x @ x, slope @ directions + penalty * x

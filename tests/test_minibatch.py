@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from affinax import saved_models
-from affinax.engine.factorization import biased_mf, bpr, fit, logistic_mf, minibatch
+from affinax.engine.factorization import biased_mf, bpr, fit, logistic_mf, minibatch, softmax_mf
 from affinax.engine.retrieval import predict, recommend
 from affinax.kernels import sampling, sgd
 
@@ -28,13 +28,14 @@ def slots_of(t, optimizer):
     return minibatch.start_slots(by_user, optimizer), minibatch.start_slots(by_item, optimizer)
 
 
-@pytest.mark.parametrize(("loss", "n_negatives"), [("squared", 0), ("bpr", 1)])
+@pytest.mark.parametrize(("loss", "n_negatives"), [("squared", 0), ("bpr", 1), ("softmax", 3)])
 @pytest.mark.parametrize("biases", [True, False])
 def test_batches_of_one_are_the_steps_of_the_kernel(rows, loss, n_negatives, biases):  # noqa: F811
     order = sampling.permutation(KEY, rows.nnz)
     rng = np.random.default_rng(2)
-    negatives = jnp.asarray(rng.integers(-1, 12, (order.shape[0], n_negatives)), jnp.int32)
-    negatives = jnp.where(negatives == rows.indices[order][:, None], -1, negatives)
+    # No item twice: the kernel moves it twice, a batch once by the sum.
+    negatives = rng.permuted(np.tile(np.arange(-1, 12), (order.shape[0], 1)), axis=1)[:, :n_negatives]
+    negatives = jnp.where(negatives == rows.indices[order][:, None], -1, jnp.asarray(negatives, jnp.int32))
     options = {"loss": loss, "learning_rate": 0.1, "l2": 0.05, "mean": 0.4, "biases": biases}
     start = tables(5)
     expected, whole = sgd.sweep(start, rows, order, negatives, **options)
@@ -47,7 +48,7 @@ def test_batches_of_one_are_the_steps_of_the_kernel(rows, loss, n_negatives, bia
 
 
 @each_optimizer
-@pytest.mark.parametrize("loss", ["squared", "logistic", "bpr"])
+@pytest.mark.parametrize("loss", ["squared", "logistic", "bpr", "softmax"])
 def test_a_batch_is_one_step_of_optax_down_the_whole_gradient(rows, loss, optimizer):  # noqa: F811
     """Of whole tables, whose other rows have no gradient; 20 entries in a batch of 32, users and items repeated."""
     order = sampling.permutation(KEY, rows.nnz)[:20]
@@ -59,7 +60,7 @@ def test_a_batch_is_one_step_of_optax_down_the_whole_gradient(rows, loss, optimi
         total = 0.0
         for line, entry in enumerate(order.tolist()):
             u = int(np.searchsorted(np.asarray(rows.indptr), entry, side="right")) - 1
-            i, own = int(rows.indices[entry]), loss != "bpr"
+            i, own = int(rows.indices[entry]), loss in ("squared", "logistic")
 
             def squares(*items, own=own, u=u):
                 of_user = jnp.sum(t.users[u] ** 2) + own * t.user_bias[u] ** 2
@@ -69,7 +70,9 @@ def test_a_batch_is_one_step_of_optax_down_the_whole_gradient(rows, loss, optimi
                 return t.users[u] @ t.items[j] + t.item_bias[j] + own * (t.user_bias[u] + mean)
 
             met = [j for j in negatives[line].tolist() if j >= 0]
-            if loss == "squared":
+            if loss == "softmax":
+                total += jax.nn.logsumexp(jnp.stack([score(j) for j in [i, *met]])) - score(i) + squares(i, *met)
+            elif loss == "squared":
                 total += 0.5 * (rows.values[entry] - score(i)) ** 2 + squares(i)
             elif loss == "logistic":
                 total += jnp.log1p(jnp.exp(-score(i))) + squares(i)
@@ -134,7 +137,7 @@ def test_ratings_recover_what_was_planted(optimizer):
     assert np.sqrt(np.mean(error**2)) < 0.25 * matrix.std()
 
 
-@pytest.mark.parametrize("build", [bpr, logistic_mf])
+@pytest.mark.parametrize("build", [bpr, logistic_mf, softmax_mf])
 def test_rankers_recover_what_was_planted(build):
     x, hidden = checkerboard()
     algorithm = build(4, learning_rate=0.1, l2=1e-3, negatives=3, batch_size=64, optimizer="adagrad")
@@ -166,7 +169,7 @@ def test_a_model_keeps_what_its_optimizer_remembers():
         ({"batch_size": 8, "hogwild": True}, "batch_size=8 and hogwild=True exclude each other"),
     ],
 )
-@pytest.mark.parametrize("build", [biased_mf, bpr, logistic_mf])
+@pytest.mark.parametrize("build", [biased_mf, bpr, logistic_mf, softmax_mf])
 def test_what_cannot_be_is_refused(build, options, message):
     with pytest.raises(ValueError, match=message):
         build(4, **options)

@@ -326,7 +326,7 @@ def test_user_knn_says_what_it_cannot_do(data):
         rec.fold_in([2])
 
 
-@pytest.mark.parametrize("algorithm", ["bpr", "logistic-mf", "user-knn"])
+@pytest.mark.parametrize("algorithm", ["bpr", "logistic-mf", "softmax-mf", "user-knn"])
 def test_newcomers_get_films_of_their_own_camp(algorithm, data):
     options = {} if algorithm == "user-knn" else {"rank": RANK, "steps": 60, "learning_rate": 0.1, "l2": 1e-3}
     rec = afx.Recommender(algorithm, **options).fit(data)

@@ -14,7 +14,7 @@ import scipy.sparse
 from affinax.engine.data import Interactions
 from affinax.engine.errors import DivergenceError, InteractionError
 from affinax.engine.evaluation import evaluate
-from affinax.engine.factorization import biased_mf, bpr, fit, implicit_als, logistic_mf, svd_plus_plus
+from affinax.engine.factorization import biased_mf, bpr, fit, implicit_als, logistic_mf, softmax_mf, svd_plus_plus
 from affinax.engine.retrieval import fold_in, predict, ranking_rows, recommend, with_history
 from affinax.kernels import sampling, sgd
 from affinax.kernels import svd_plus_plus as feedback_kernel
@@ -46,7 +46,7 @@ def tables(rank, seed=1):
 
 @pytest.mark.on_cpu
 @pytest.mark.parametrize("rank", [5, 40])
-@pytest.mark.parametrize("loss", ["squared", "logistic", "bpr"])
+@pytest.mark.parametrize("loss", ["squared", "logistic", "bpr", "softmax"])
 @pytest.mark.parametrize("biases", [True, False])
 def test_numba_takes_the_same_steps_as_the_reference(rows, loss, rank, biases):
     order = jnp.tile(sampling.permutation(KEY, rows.nnz), 2)
@@ -92,6 +92,13 @@ def test_a_step_is_down_the_gradient(rows):
     expected = expected._replace(user_bias=start.user_bias)  # which is the same for both items
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    found, _ = sgd.sweep(start, rows, first, others.at[0, 1].set(1), loss="softmax", **options)
+    expected = gradient(
+        lambda t: -jax.nn.log_softmax(jnp.stack([score(t, j) for j in (i, 3, 1)]))[0] + squares(t, i, 3, 1)
+    )
+    expected = expected._replace(user_bias=start.user_bias)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 @each_implementation
@@ -128,7 +135,7 @@ def test_blocks_of_a_stage_share_no_row_and_no_column(rows, implementation, bloc
 
 @pytest.mark.on_cpu
 @pytest.mark.parametrize("rank", [5, 40])
-@pytest.mark.parametrize("loss", ["squared", "logistic", "bpr"])
+@pytest.mark.parametrize("loss", ["squared", "logistic", "bpr", "softmax"])
 def test_stages_on_several_threads_equal_one_entry_after_the_other(rows, rank, loss):
     """Negatives included, where they come from the columns of the block."""
     order, bounds, groups = sampling.stages(KEY, rows, 12, 4)
@@ -204,6 +211,7 @@ def test_where_everything_is_positive_there_are_no_negatives(implementation):
 RANKERS = {
     "bpr": lambda **o: bpr(4, **({"learning_rate": 0.1, "l2": 1e-3} | o)),
     "logistic_mf": lambda **o: logistic_mf(4, **({"learning_rate": 0.1, "l2": 1e-3, "negatives": 3} | o)),
+    "softmax_mf": lambda **o: softmax_mf(4, **({"learning_rate": 0.1, "l2": 1e-3, "negatives": 6} | o)),
 }
 each_ranker = pytest.mark.parametrize("build", RANKERS.values(), ids=RANKERS.keys())
 
@@ -332,8 +340,11 @@ def test_newcomers_are_at_the_minimum_of_their_loss(build, options):
         met = np.asarray(x.items_of(user))
         others = sequence[(np.arange(len(met))[:, None] * n + np.arange(n)) % len(sequence)]
         counts = np.where(np.isin(others, met), 0, 1 / n)
-        logistic = None if build is RANKERS["bpr"] else (3, options.get("biases", True))
-        expected = naive.ranking_row(state.items, state.item_bias, met, others, counts, float(objective.l2), logistic)
+        logistic = (3, options.get("biases", True)) if build is RANKERS["logistic_mf"] else None
+        softmax = 6 if build is RANKERS["softmax_mf"] else None
+        expected = naive.ranking_row(
+            state.items, state.item_bias, met, others, counts, float(objective.l2), logistic, softmax
+        )
         found = np.append(users[user], bias[user]) if logistic else users[user]
         np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-3)
     np.testing.assert_allclose(fold_in(state, x, key=key), users, rtol=0.1, atol=0.1)  # in 8 steps
@@ -393,7 +404,7 @@ def test_newcomers_do_as_well_as_those_who_were_trained(movielens_100k):
     train, test = movielens_100k.with_values(None).split("random", test_fraction=0.2)
     new = np.isin(train.users, np.random.default_rng(0).permutation(train.n_users)[:200])
     test = test.select(np.isin(test.users, train.users[new]))
-    for algorithm in (bpr(8, learning_rate=0.1), logistic_mf(8, learning_rate=0.05)):
+    for algorithm in (bpr(8, learning_rate=0.1), logistic_mf(8, learning_rate=0.05), softmax_mf(8, negatives=16)):
         whole, _ = fit(algorithm, train, key=KEY, steps=12, progress=False)
         known, _ = fit(algorithm, train.select(~new), key=KEY, steps=12, progress=False)
         trained, folded, nobody = (
@@ -413,7 +424,7 @@ def test_newcomers_get_the_least_squares_row_of_rating_models():
     expected = np.linalg.solve(table.T @ table + 0.05 * len(items) * np.eye(4), table.T @ rest)
     np.testing.assert_allclose(fold_in(state, x)[2], expected[:3], rtol=1e-4, atol=1e-5)
     als = implicit_als(3)
-    with pytest.raises(ValueError, match="was not made by biased_mf, bpr or logistic_mf"):
+    with pytest.raises(ValueError, match="was not made by biased_mf, bpr, logistic_mf or softmax_mf"):
         bpr(3).step(KEY, als.init(KEY, x.to_device()), x.to_device())
 
 

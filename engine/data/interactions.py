@@ -319,6 +319,6 @@ def not_interactions(caller: str, given: Any) -> str:
     """What is wrong with `given`, and what makes interactions of it."""
     return (
         f"{caller}: interactions are a {type(given).__module__.split('.')[0]} {type(given).__name__} and must be "
-        "Interactions; Interactions.from_scipy makes them of a sparse matrix, Interactions.from_coo of users, items and "
-        "values, and clean of a data frame"
+        "Interactions; Interactions.from_scipy makes them of a sparse matrix, Interactions.from_coo of users, items "
+        "and values, and clean of a data frame"
     )

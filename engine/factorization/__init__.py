@@ -6,8 +6,8 @@ from .als import explicit_als, implicit_als
 from .baseline import Baseline, baseline_estimates
 from .bayesian import BayesianFactors, bayesian_mf
 from .fitting import History, fit
-from .objectives import BprSgd, ExplicitObjective, ImplicitObjective, LogisticSgd, RatingSgd
-from .sgd import biased_mf, bpr, logistic_mf
+from .objectives import BprSgd, ExplicitObjective, ImplicitObjective, LogisticSgd, RatingSgd, SoftmaxSgd
+from .sgd import biased_mf, bpr, logistic_mf, softmax_mf
 from .svd import randomized_svd
 from .svdpp import FeedbackFactors, svd_plus_plus
 
@@ -25,6 +25,7 @@ __all__ = [
     "Info",
     "LogisticSgd",
     "RatingSgd",
+    "SoftmaxSgd",
     "baseline_estimates",
     "bayesian_mf",
     "biased_mf",
@@ -34,5 +35,6 @@ __all__ = [
     "implicit_als",
     "logistic_mf",
     "randomized_svd",
+    "softmax_mf",
     "svd_plus_plus",
 ]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
 from ...kernels.csr import SparseMatrix
-from .objectives import BprSgd, ExplicitObjective, ImplicitObjective, LogisticSgd, RatingSgd
+from .objectives import ExplicitObjective, ImplicitObjective, RankingSgd, RatingSgd
 
 
 class Algorithm(NamedTuple):
@@ -52,7 +52,7 @@ class Factors(NamedTuple):
     user_bias: Float[Array, " n_users"] | None = None
     item_bias: Float[Array, " n_items"] | None = None
     mean: Float[Array, ""] | None = None
-    objective: ExplicitObjective | ImplicitObjective | RatingSgd | BprSgd | LogisticSgd | None = None
+    objective: ExplicitObjective | ImplicitObjective | RatingSgd | RankingSgd | None = None
     slots: tuple[tuple[Array, ...], tuple[Array, ...]] | None = None
 
     @property

@@ -109,14 +109,15 @@ def sweep(
     n_users, n_items = tables.users.shape[0], tables.items.shape[0]
     values = rows.values[order if rows.values.shape[0] > 1 else jnp.zeros_like(order)]
     user_of, item_of = entries(rows)[0][order], jnp.concatenate([rows.indices[order][:, None], negatives], axis=1)
-    own = 1.0 if loss != "bpr" else 0.0  # whether users' biases and the mean are part of the score
+    own = 1.0 if loss in ("squared", "logistic") else 0.0  # whether users' biases and the mean are part of the score
 
     def objective(gathered, values, met):
         (p, of_user), (q, of_item) = gathered
         scores = jnp.einsum("bd,bmd->bm", p, q, precision=lax.Precision.HIGHEST) + of_item
         total = jnp.sum(costs(loss, scores + own * (of_user[:, None] + mean), values, met))
         # Each pair of a user with an item, or with an item and a negative, counts the squares of all that it holds.
-        terms = jnp.sum(met[:, 1:] if loss == "bpr" else met, axis=1)
+        # For a softmax it is one term, of all that takes part.
+        terms = met[:, 0] if loss == "softmax" else jnp.sum(met[:, 1:] if loss == "bpr" else met, axis=1)
         of_items = jnp.concatenate([terms[:, None], met[:, 1:]], axis=1) if loss == "bpr" else met
         squares = jnp.sum(terms * (jnp.sum(p * p, axis=1) + own * of_user**2))
         squares += jnp.sum(of_items * (jnp.sum(q * q, axis=2) + of_item**2))

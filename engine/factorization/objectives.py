@@ -102,4 +102,16 @@ class LogisticSgd(NamedTuple):
     popularity: Float[Array, " n_items"] | None = None
 
 
-RankingSgd = BprSgd | LogisticSgd
+class SoftmaxSgd(NamedTuple):
+    """`log(1 + sum_j exp(s(u, j) - s(u, i)))` of interactions and the `negatives` sampled for each, and l2.
+
+    `popularity` as of `BprSgd`.
+    """
+
+    learning_rate: Float[Array, ""]
+    l2: Float[Array, ""]
+    negatives: Float[Array, ""]
+    popularity: Float[Array, " n_items"] | None = None
+
+
+RankingSgd = BprSgd | LogisticSgd | SoftmaxSgd

@@ -15,10 +15,10 @@ from ...kernels.csr import CSR, SparseMatrix, entries
 from ...kernels.op import Implementation
 from . import minibatch
 from .algorithm import Algorithm, Factors, Info
-from .objectives import BprSgd, LogisticSgd, RankingSgd, RatingSgd
+from .objectives import BprSgd, LogisticSgd, RankingSgd, RatingSgd, SoftmaxSgd
 from .parts import check_shape_parameters, info_of, random_rows, require_at_least, scalar
 
-_Objective = TypeVar("_Objective", RatingSgd, BprSgd, LogisticSgd)
+_Objective = TypeVar("_Objective", RatingSgd, BprSgd, LogisticSgd, SoftmaxSgd)
 
 _STAGES, _LEAST_POOL = 16, 64  # of an epoch; and items that negatives are drawn from
 
@@ -186,6 +186,39 @@ def logistic_mf(
     return _ranking("logistic MF", rank, init_std, objective, popularity_exponent, step, execution)
 
 
+def softmax_mf(
+    rank: int,
+    *,
+    learning_rate: Any = 0.05,
+    l2: Any = 1e-3,
+    negatives: int = 64,
+    popularity_exponent: float = 0.0,
+    verify_negatives: bool = True,
+    biases: bool = True,
+    init_std: float = 0.3,
+    hogwild: bool = False,
+    batch_size: int | None = None,
+    optimizer: minibatch.Optimizer = "sgd",
+    implementation: Implementation = "auto",
+) -> Algorithm:
+    """Matrix factorization under a sampled softmax: the item that was met, chosen among many negatives at once.
+
+    A step goes down the gradient of `log(1 + sum_j exp(s(u, j) - s(u, i))) + l2 / 2 (|x_u|^2 + |y_i|^2 + sum_j |y_j|^2
+    + biases^2)` of every interaction once, in the order and with the negatives of `bpr`. The negatives nearest to the
+    top count most, which serves large catalogues: an epoch takes as much longer than one of `bpr` as there are more
+    negatives, and a few epochs are enough.
+
+    Args, Returns, Raises:
+        As `bpr`.
+
+    Source: Wu, Wang, Gao, Chen, Fu, Qiu 2022, "On the Effectiveness of Sampled Softmax Loss for Item Recommendation".
+    """
+    objective = _objective(SoftmaxSgd, learning_rate, l2, negatives=scalar(negatives))
+    execution = _execution(hogwild, batch_size, optimizer, implementation)
+    step = _ranking_step("softmax", negatives, verify_negatives, biases, execution)
+    return _ranking("softmax MF", rank, init_std, objective, popularity_exponent, step, execution)
+
+
 @functools.cache
 def _ranking_step(
     loss: sgd.Loss, negatives: int, verify: bool, biases: bool, execution: _Execution
@@ -276,7 +309,7 @@ def _sweep(
 ) -> tuple[Factors, Info]:
     objective = state.objective
     if not isinstance(objective, RankingSgd | RatingSgd) or state.user_bias is None or state.item_bias is None:
-        raise ValueError("the state was not made by biased_mf, bpr or logistic_mf")
+        raise ValueError("the state was not made by biased_mf, bpr, logistic_mf or softmax_mf")
     tables = sgd.Tables(state.users, state.items, state.user_bias, state.item_bias)
     options = {
         "loss": loss,

@@ -37,7 +37,7 @@ def fold_in(
     """Vectors of new users (or items): the training objective of their histories at its minimum, all else fixed.
 
     For a least-squares factorization that is one exact half sweep, differentiable in the histories' values and in the
-    model; for `bpr` and `logistic_mf` (new users only) see `fold_in_by_ranking`.
+    model; for `bpr`, `logistic_mf` and `softmax_mf` (new users only) see `fold_in_by_ranking`.
 
     Args:
         model: `Factors`, or `FeedbackFactors` or `BayesianFactors` (new users only).

@@ -17,7 +17,7 @@ from ...kernels.csr import CSR, contains
 from ...kernels.op import Implementation
 from ..data.interactions import Interactions
 from ..factorization.algorithm import Factors
-from ..factorization.objectives import BprSgd, LogisticSgd
+from ..factorization.objectives import LogisticSgd, RankingSgd, SoftmaxSgd
 
 _NEGATIVES = 32  # for each interaction
 _HALVINGS = 6
@@ -34,7 +34,7 @@ def fold_in_by_ranking(
     place of an interaction in its history, so that a newcomer gets the same alone and among others.
 
     Args:
-        model: Factors of `bpr` or `logistic_mf`.
+        model: Factors of `bpr`, `logistic_mf` or `softmax_mf`.
         history: A row for each newcomer, ascending.
         key: Of the sequence.
         iterations: Newton steps; the last of 8 hardly moves a ranking.
@@ -56,8 +56,8 @@ def fold_in_by_ranking(
     return jnp.concatenate(vectors), jnp.concatenate(biases)
 
 
-def _objective_of(model: Factors) -> BprSgd | LogisticSgd:
-    if not isinstance(model.objective, BprSgd | LogisticSgd):
+def _objective_of(model: Factors) -> RankingSgd:
+    if not isinstance(model.objective, RankingSgd):
         raise ValueError(f"{type(model.objective).__name__} is not the objective of a ranking loss")
     return model.objective
 
@@ -99,25 +99,50 @@ def _minimised(
         counts = jnp.concatenate([jnp.ones_like(own_bias), objective.negatives * counts], axis=1)
     else:
         directions, offsets = own - other, own_bias - other_bias
+        if isinstance(objective, SoftmaxSgd):
+            # One more line for each interaction, which takes what its negatives have in common off the curvature.
+            last = [(0, 0), (0, 1)]
+            directions, offsets = jnp.pad(directions, [*last, (0, 0)]), jnp.pad(offsets, last)
+            counts = jnp.pad(objective.negatives * counts, last)
     n_rows, (_, each, width) = rows.n_rows, directions.shape
     table, offsets, counts = directions.reshape(-1, width), offsets.ravel(), counts.ravel()
     starts, row = rows.indptr * each, jnp.repeat(row, each)
     counts = jnp.where(jnp.arange(counts.shape[0]) < starts[-1], counts, 0.0)
-    l2 = objective.l2 * jax.ops.segment_sum(counts, row, n_rows)
+    if isinstance(objective, SoftmaxSgd):
+        l2 = objective.l2 * jnp.diff(rows.indptr).astype(jnp.float32)
+    else:
+        l2 = objective.l2 * jax.ops.segment_sum(counts, row, n_rows)
+
+    def costs(scores):
+        """The loss of each number of the table; that of a softmax stands at the first negative."""
+        if not isinstance(objective, SoftmaxSgd):
+            return counts * jax.nn.softplus(-scores)
+        return jnp.zeros_like(scores).at[::each].set(_surprise(scores.reshape(-1, each), counts.reshape(-1, each)))
 
     def loss(x, scores):
-        return jax.ops.segment_sum(counts * jax.nn.softplus(-scores), row, n_rows) + l2 / 2 * jnp.sum(x * x, axis=1)
+        return jax.ops.segment_sum(costs(scores), row, n_rows) + l2 / 2 * jnp.sum(x * x, axis=1)
 
     def improve(_, x):
         product = jnp.einsum("nw,nw->n", table, x[row], precision=high)
-        missed = jax.nn.sigmoid(-product - offsets)
-        curvature = missed * (1 - missed)
+        if isinstance(objective, SoftmaxSgd):
+            scores = (product + offsets).reshape(-1, each)
+            surprise = _surprise(scores, counts.reshape(-1, each))
+            missed = counts * jnp.exp(-scores - surprise[:, None]).ravel()
+            common = jnp.einsum("em,emw->ew", missed.reshape(-1, each), directions, precision=high)
+            lines = directions.at[:, -1].set(common).reshape(-1, width)
+            curvature = missed.at[each - 1 :: each].set(jnp.where(entry < rows.indptr[-1], -1.0, 0.0))
+            aimed = curvature * jnp.einsum("nw,nw->n", lines, x[row], precision=high) + missed
+        else:
+            lines = table
+            missed = jax.nn.sigmoid(-product - offsets)
+            curvature = counts * missed * (1 - missed)
+            aimed = curvature * product + counts * missed
         newton = least_squares.solve(
             starts,
             jnp.arange(counts.shape[0], dtype=jnp.int32),
-            counts * curvature,
-            counts * (curvature * product + missed),
-            table,
+            curvature,
+            aimed,
+            lines,
             jnp.zeros((width, width), jnp.float32),
             jnp.maximum(l2, jnp.finfo(jnp.float32).tiny),  # of rows without entries
             solver="cholesky",
@@ -136,6 +161,12 @@ def _minimised(
     x = lax.fori_loop(0, iterations, improve, jnp.zeros((n_rows, width), jnp.float32))
     rank = model.items.shape[1]
     return x[:, :rank], x[:, rank] if width > rank else jnp.zeros(n_rows, jnp.float32)
+
+
+def _surprise(scores: Array, counts: Array) -> Array:
+    """`log(1 + sum counts exp(-scores))` of each line."""
+    weighted = jnp.where(counts > 0, jnp.log(jnp.where(counts > 0, counts, 1.0)) - scores, -jnp.inf)
+    return jax.nn.logsumexp(jnp.pad(weighted, [(0, 0), (1, 0)]), axis=1)
 
 
 def _sequence(key: PRNGKeyArray, popularity: Array | None, n_items: int) -> Int32[Array, " n"]:
