@@ -57,7 +57,8 @@ def biased_mf(
             decides, on as many threads.
         batch_size: Entries at once, one step down the sum of their gradients, in JAX: for accelerators, for `vmap` over
             learning rates, and for programs of your own. The larger the batch, the more often it holds one user, and
-            the smaller the learning rate has to be. None: one after the other, by a kernel, which is faster on CPU.
+            the smaller the learning rate has to be. None: one after the other, by a kernel, which is faster on CPU and has
+            no like on an accelerator.
         optimizer: Of the rows that a batch moves: "sgd", "adagrad" or "adam"; see `minibatch.update_rows`.
         implementation: See `kernels.op.dispatch`.
 
