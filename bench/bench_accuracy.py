@@ -219,7 +219,7 @@ def test_choose_gowalla():
 
 
 # Chosen on a validation part of the training part, by `test_choose_rankers`; each with its epochs.
-RANKERS_GOWALLA = {"bpr": (bpr(128, l2=0.02), 120), "softmax_mf": (softmax_mf(128, l2=2e-3), 21)}
+RANKERS_GOWALLA = {"bpr": (bpr(128, l2=0.01), 160), "softmax_mf": (softmax_mf(128, l2=1e-3), 28)}
 
 
 def test_gowalla_by_ranking_losses():
