@@ -299,7 +299,8 @@ def _frozen(array: np.ndarray) -> np.ndarray:
     return array
 
 
-_P, _R = ParamSpec("_P"), TypeVar("_R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 def takes_interactions(function: Callable[_P, _R]) -> Callable[_P, _R]:

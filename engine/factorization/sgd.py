@@ -57,8 +57,8 @@ def biased_mf(
             decides, on as many threads.
         batch_size: Entries at once, one step down the sum of their gradients, in JAX: for accelerators, for `vmap` over
             learning rates, and for programs of your own. The larger the batch, the more often it holds one user, and
-            the smaller the learning rate has to be. None: one after the other, by a kernel, which is faster on CPU and has
-            no like on an accelerator.
+            the smaller the learning rate has to be. None: one after the other, by a kernel, which is faster on CPU and
+            has no like on an accelerator.
         optimizer: Of the rows that a batch moves: "sgd", "adagrad" or "adam"; see `minibatch.update_rows`.
         implementation: See `kernels.op.dispatch`.
 
@@ -206,8 +206,7 @@ def softmax_mf(
 
     A step goes down the gradient of `log(1 + sum_j exp(s(u, j) - s(u, i))) + l2 / 2 (|x_u|^2 + |y_i|^2 + sum_j |y_j|^2
     + biases^2)` of every interaction once, in the order and with the negatives of `bpr`. The negatives nearest to the
-    top count most, which serves large catalogues: an epoch takes as much longer than one of `bpr` as there are more
-    negatives, and a few epochs are enough.
+    top count most. An epoch takes as much longer than one of `bpr` as there are more negatives, and fewer are needed.
 
     Args, Returns, Raises:
         As `bpr`.
