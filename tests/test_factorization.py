@@ -99,8 +99,9 @@ class TestEveryAlgorithm:
         jitted = jax.jit(one)
         for a, b in zip(jax.tree.leaves(one(KEY)), jax.tree.leaves(jitted(KEY)), strict=True):
             np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
+        bits = jax.default_backend() == "cpu"  # a GPU adds up in no fixed order
         for a, b in zip(jax.tree.leaves(jitted(KEY)), jax.tree.leaves(jitted(KEY)), strict=True):
-            np.testing.assert_array_equal(a, b)
+            np.testing.assert_allclose(a, b, rtol=0 if bits else 1e-4, atol=0 if bits else 1e-5)
         other = jitted(jax.random.key(1))
         assert not np.allclose(other.items, jitted(KEY).items)
 
@@ -220,6 +221,7 @@ def test_gaps_in_the_ids_are_rows_without_interactions():
     assert int(recommend(state, [50], 1, seen=x)[0][0, 0]) != 7
 
 
+@pytest.mark.on_cpu
 def test_fit_is_bitwise_reproducible():
     x, _ = planted()
     runs = [fit(implicit_als(8), x, key=KEY, steps=4, progress=False)[0] for _ in range(2)]
