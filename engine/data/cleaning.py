@@ -143,7 +143,7 @@ def _present(table: Table, missing: str) -> np.ndarray:
         raise InteractionError(
             f"{_place(table, row)}: {role} {what}. "
             + ("If this line is a header, say header=True (--header). Else pass" if maybe_header else "Pass")
-            + f' missing="drop" to leave such rows out ({int(wrong.sum()):,} here)'
+            + f' missing="drop" (--missing drop) to leave such rows out ({int(wrong.sum()):,} here)'
         )
     return ~wrong
 
@@ -200,7 +200,8 @@ def _merged(
             user, item = user_ids.ids[users[again]].item(), item_ids.ids[items[again]].item()
             raise InteractionError(
                 f"{_place(table, again)}: user {user!r}, item {item!r} occurs again "
-                f'({_count(~first, "repetition")} here). Pass duplicates="last", "sum" or "mean" to merge them'
+                f'({_count(~first, "repetition")} here). Pass duplicates="last", "sum" or "mean" (--duplicates last) '
+                "to merge them"
             )
         position, merged = csr.merge_duplicates(
             order,
