@@ -8,8 +8,8 @@ from jax import lax
 
 from .least_squares_blocks import JITTER, JITTER_RETRIES
 
-# Each step of a loop costs an accelerator some 50 microseconds however little it does, so steps are large and bounded
-# by memory alone: 128 MiB of matrices, 256 of what is added to them.
+# A step of a loop costs an accelerator much the same however little it does, so steps are large and bounded by memory
+# alone: 128 MiB of matrices, 256 of what is added to them. An eighth of the latter took three times as long.
 _PACK = 32  # entries in one packed row
 _PACKED_ELEMENTS = 1 << 26  # float32 entries of the products of the packed rows in one step of the loop over a block
 _BLOCK_ELEMENTS = 1 << 25  # float32 entries of the normal matrices held at once

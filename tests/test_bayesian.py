@@ -145,6 +145,8 @@ def test_newcomers_with_the_histories_of_users_get_their_rows():
     np.testing.assert_allclose(np.asarray(state.users[3]).reshape(4, 3), nobody[:, :3], rtol=1e-5)
     with pytest.raises(ValueError, match="fold in users only"):
         fold_in(state, x, side="items")
+    with pytest.raises(ValueError, match="fold in by one implementation, not by implementation='reference'"):
+        fold_in(state, x, implementation="reference")
 
 
 def test_the_unit_of_ratings_does_not_matter():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import unwrap
 from typing import NamedTuple
 
 import jax
@@ -301,3 +302,8 @@ def test_progress_shows_loss_and_speed(capsys):
 def test_wrong_parameters_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_fit_refuses_what_is_no_interactions():
+    with pytest.raises(TypeError, match=r"fit: interactions are a numpy ndarray .* Interactions.from_coo"):
+        unwrap(fit)(implicit_als(2), np.eye(3), key=KEY, steps=1)
