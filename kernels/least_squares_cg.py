@@ -43,10 +43,8 @@ def kernel(width: int, packed: int):
             capacity = longest + 4 * _SIDE_BY_SIDE
             buffer = np.empty((capacity, width), table.dtype)
             w, b = np.empty(capacity, np.float32), np.empty(capacity, np.float32)
-            solution = np.empty((_SIDE_BY_SIDE, width), np.float32)
-            residual = np.empty((_SIDE_BY_SIDE, width), np.float32)
-            p, q = np.zeros((_SIDE_BY_SIDE, width), np.float32), np.empty((_SIDE_BY_SIDE, width), np.float32)
-            right = np.zeros((_SIDE_BY_SIDE, width), np.float32)
+            vectors = np.zeros((5, _SIDE_BY_SIDE, width), np.float32)
+            solution, residual, p, q, right = vectors[0], vectors[1], vectors[2], vectors[3], vectors[4]
             norm, moment = np.zeros(_SIDE_BY_SIDE, np.float32), np.zeros(_SIDE_BY_SIDE, np.float32)
             begin, end = np.zeros(_SIDE_BY_SIDE, np.int64), np.zeros(_SIDE_BY_SIDE, np.int64)
             while True:
@@ -92,13 +90,13 @@ def kernel(width: int, packed: int):
                     _shared_products(gram, p, q)
                     for r in range(size):
                         ridge = l2[(row + r) * l2_step]
-                        moment[r] = 0
+                        inner = np.float32(0)  # sums in registers: in memory they would wait for each other
                         for j in range(width):
-                            moment[r] += right[r, j] * p[r, j]
+                            inner += right[r, j] * p[r, j]
                             q[r, j] = right[r, j] - ridge * p[r, j] - q[r, j]
                         for k in range(begin[r], end[r], 4):
                             d0, d1, d2, d3 = simd.dot4(buffer, k * width, p, r * width, width, packed)
-                            moment[r] += (b[k] * d0 + b[k + 1] * d1) + (b[k + 2] * d2 + b[k + 3] * d3)
+                            inner += (b[k] * d0 + b[k + 1] * d1) + (b[k + 2] * d2 + b[k + 3] * d3)
                             simd.axpy4(
                                 buffer,
                                 k * width,
@@ -111,13 +109,13 @@ def kernel(width: int, packed: int):
                                 width,
                                 packed,
                             )
-                        norm[r] = 0
+                        moment[r] = inner
+                        square = np.float32(0)
                         for j in range(width):
                             residual[r, j] = q[r, j]
                             p[r, j] = q[r, j]
-                            norm[r] += q[r, j] * q[r, j]
-                        if begin[r] == end[r]:
-                            norm[r] = 0
+                            square += q[r, j] * q[r, j]
+                        norm[r] = square if begin[r] < end[r] else np.float32(0)
                     for _step in range(iterations):
                         _shared_products(gram, p, q)
                         for r in range(size):
