@@ -73,12 +73,15 @@ class Affinax:
         self.state = als.init(jax.random.key(0), data)
         jax.block_until_ready(self.step(jax.random.key(0), self.state, data))  # compiles; `test_first_sweep` has that
 
+    def sweep(self) -> None:
+        began = time.perf_counter()
+        self.state, info = jax.block_until_ready(self.step(jax.random.key(0), self.state, self.data))
+        self.seconds.append(time.perf_counter() - began)
+        self.losses.append(float(info.loss))
+
     def round(self) -> None:
         for _ in range(SWEEPS_A_ROUND):
-            began = time.perf_counter()
-            self.state, info = jax.block_until_ready(self.step(jax.random.key(0), self.state, self.data))
-            self.seconds.append(time.perf_counter() - began)
-            self.losses.append(float(info.loss))
+            self.sweep()
 
     def factors(self) -> tuple[np.ndarray, np.ndarray]:
         return np.asarray(self.state.users), np.asarray(self.state.items)
@@ -210,16 +213,17 @@ def test_cost_against_interactions(shape):
 
     On tables of one size rows become longer, so that what each costs by itself weighs less and less: the slope is
     below 1, and the more so the larger the tables are. Where users come along with their 165 interactions, as in the
-    source, everything grows but the items.
+    source, everything grows but the items. All sizes are held at once and take turns, sweep by sweep: on a shared
+    machine the speed of memory changes within minutes, and would bend the line.
     """
     n_users, n_items, copies = shape
-    points = []
+    runs = {}
     for nnz in (10_000_000, 20_000_000, 40_000_000, 70_000_000, 100_000_000):
         x = fractal(nnz, n_users or nnz // 165, n_items, copies=copies)
-        found, data = x.nnz, x.to_device()
+        runs[x.nnz] = Affinax(x.to_device(), 64, jnp.bfloat16)
         del x
-        points.append((found, _median_sweep(data)))
-        del data
+    seconds = take_turns(None, {str(nnz): run.sweep for nnz, run in runs.items()}, ROUNDS)
+    points = [(nnz, seconds[str(nnz)]) for nnz in runs]
     slope = float(np.polyfit(*np.log(np.array(points)).T, 1)[0])
     users = f"{n_users:,} users" if n_users else "165 interactions a user"
     record(
