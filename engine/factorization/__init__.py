@@ -7,7 +7,8 @@ from .baseline import Baseline, baseline_estimates
 from .bayesian import BayesianFactors, bayesian_mf
 from .fitting import History, fit
 from .objectives import BprSgd, ExplicitObjective, ImplicitObjective, LogisticSgd, RatingSgd, SoftmaxSgd
-from .sgd import biased_mf, bpr, logistic_mf, softmax_mf
+from .ranking import bpr, logistic_mf, softmax_mf
+from .sgd import biased_mf
 from .svd import randomized_svd
 from .svdpp import FeedbackFactors, svd_plus_plus
 
