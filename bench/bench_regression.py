@@ -74,8 +74,8 @@ def test_against_scikit_learn(crosses):
         fastest = min(seconds[f"scikit-learn {solver}, s"] for solver in peers)
         found[name] = seconds | {
             "fastest of scikit-learn over ours": fastest / seconds["affinax, s"],
-            "steps": int(model.progress.steps),
-            "slope left": float(model.progress.gradient),
+            "steps": int(model.convergence.steps),
+            "slope left": float(model.convergence.gradient),
             "greatest difference of weights": {
                 solver: agreement(model.weights, np.ravel(peer.coef_)) for solver, peer in peers.items()
             },

@@ -198,7 +198,7 @@ def test_what_did_not_converge_is_reported_with_the_model(data):
     with pytest.raises(DivergenceError, match="logistic regression: 2 steps left"):
         logistic_regression(x, yes, l2=0.1, solver="lbfgs", steps=2)
     model = jax.jit(lambda x: ridge_regression(x, y, l2=0.1, solver="cg", steps=1))(jnp.asarray(x, jnp.float32))
-    assert float(model.progress.gradient) > 1e-6  # where it is traced, the caller sees
+    assert float(model.convergence.gradient) > 1e-6  # where it is traced, the caller sees
 
 
 @pytest.mark.parametrize("form", ["dense", "sparse"])

@@ -15,7 +15,7 @@ from ...kernels.op import Implementation
 from ..factorization.parts import require_whole
 from .memory import aligned_zeros, as_jax, require_memory
 
-_AT_ONCE = 1 << 18  # answers of one call, but for
+_AT_ONCE = 1 << 16  # answers of one call, but for
 _ROWS = 256  # rows that are asked for together at least, so that every thread has some
 
 # One program, for that each operation is compiled for itself takes more memory than the answers.

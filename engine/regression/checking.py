@@ -98,7 +98,7 @@ def is_concrete(*trees: Any) -> bool:
 
 
 def checked_model(model: LinearModel, l2: Array, tolerance: float, name: str) -> LinearModel:
-    """The model, once it is sure that it is one; where it is traced, `progress` tells the caller.
+    """The model, once it is sure that it is one; where it is traced, `convergence` tells the caller.
 
     Raises:
         FeatureError: Collinear or constant features without a penalty.
@@ -106,7 +106,7 @@ def checked_model(model: LinearModel, l2: Array, tolerance: float, name: str) ->
     """
     if not is_concrete(model, l2):
         return model
-    own = model.progress.own_variance
+    own = model.convergence.own_variance
     if own is not None and float(l2) == 0:
         least = np.asarray(own)
         if (least < COLLINEAR).any():
@@ -117,14 +117,14 @@ def checked_model(model: LinearModel, l2: Array, tolerance: float, name: str) ->
             raise FeatureError(
                 f"{name}: {which}, so that with l2 = 0 the weights are not determined. Pass l2 > 0, or leave it out"
             )
-    gradient = float(model.progress.gradient)
+    gradient = float(model.convergence.gradient)
     finite = all(np.isfinite(np.asarray(leaf)).all() for leaf in (model.weights, model.intercept))
     if not finite or not gradient <= tolerance:
         what = (
             "met numbers that are not finite" if not finite else f"left {gradient:.1e} of the slope, above {tolerance=}"
         )
         raise DivergenceError(
-            f"{name}: {int(model.progress.steps)} steps {what} (l2={float(l2):g}). More steps, a larger l2, or "
+            f"{name}: {int(model.convergence.steps)} steps {what} (l2={float(l2):g}). More steps, a larger l2, or "
             "features of like size (numbers standardised) help. The model as it is is in error.state",
             model,
         )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-class Progress(NamedTuple):
+class Convergence(NamedTuple):
     """How the solver ended.
 
     Attributes:
@@ -38,14 +38,14 @@ class LinearModel(NamedTuple):
         standard_errors: Those of the weights, of the same shape; None where they were not asked for, or the solver does
             not find them. To differentiation they are constants.
         intercept_error: That of the intercept, likewise.
-        progress: How the solver ended.
+        convergence: How the solver ended.
     """
 
     weights: Float[Array, "n_features ..."]
     intercept: Float[Array, ...]
     standard_errors: Float[Array, "n_features ..."] | None
     intercept_error: Float[Array, ...] | None
-    progress: Progress
+    convergence: Convergence
 
     def scores(self, design: Any) -> Float[Array, "n_rows ..."]:
         """Predicted values of the rows of a design; log-odds, where the regression is logistic.

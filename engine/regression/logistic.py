@@ -17,7 +17,7 @@ from ..errors import FeatureError
 from ..solving import Diagonal, differentiable, errors_of, factorize
 from .checking import COLLINEAR, checked_model, checked_problem, is_concrete
 from .designs import Design, column_squares, gramian, times, transposed_times
-from .linear_models import LinearModel, Progress
+from .linear_models import Convergence, LinearModel
 from .separation import refuse_separated
 
 SOLVERS = ("newton", "lbfgs")
@@ -79,10 +79,10 @@ def logistic_regression(
     _check_targets(targets)
     statics = {"intercept": intercept, "solver": problem.solver, "steps": steps, "n_features": problem.n_features}
     model, moved = _solved(design, targets, l2, tolerance, standard_errors=standard_errors, **statics)
-    if is_concrete(model, l2) and float(l2) == 0 and not (model.progress.own_variance < COLLINEAR).any():
+    if is_concrete(model, l2) and float(l2) == 0 and not (model.convergence.own_variance < COLLINEAR).any():
         scores = model.scores(design)
         greatest = float(jnp.max(jnp.abs(scores)))
-        if not (moved <= _STILL and greatest <= _CERTAIN and model.progress.gradient <= tolerance):
+        if not (moved <= _STILL and greatest <= _CERTAIN and model.convergence.gradient <= tolerance):
             refuse_separated(design, targets, problem.n_features, intercept, scores)
     return checked_model(model, l2, tolerance, "logistic regression")
 
@@ -201,7 +201,7 @@ def _solved(
     theta = differentiable(theta, given, Diagonal(_diagonal(problem, squares, width)), 10 * width)
     weights = theta[:n_features, 0]
     bias = theta[n_features, 0] - jnp.dot(means, weights) if intercept else jnp.float32(0)
-    return LinearModel(weights, bias, errors, intercept_error, Progress(taken, left, own_variance)), moved
+    return LinearModel(weights, bias, errors, intercept_error, Convergence(taken, left, own_variance)), moved
 
 
 def _diagonal(problem: _Problem, squares: Array, width: int) -> Array:

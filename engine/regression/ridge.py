@@ -14,7 +14,7 @@ from ...kernels.csr import CSR
 from ..solving import Diagonal, conjugate_gradients, differentiable, errors_of, factorize
 from .checking import checked_model, checked_problem
 from .designs import Design, column_squares, column_sums, gramian, times, transposed_times
-from .linear_models import LinearModel, Progress
+from .linear_models import Convergence, LinearModel
 
 SOLVERS = ("cholesky", "cg")
 _ROUNDING = 1e-6  # of a sum of squares less its mean's, against one of numbers less their mean
@@ -132,7 +132,7 @@ def _solved(
         bias.reshape(targets.shape[1:]),
         errors,
         intercept_error,
-        Progress(taken, left, None if factor is None else factor.own_variance),
+        Convergence(taken, left, None if factor is None else factor.own_variance),
     )
 
 
