@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -130,16 +131,10 @@ def test_svd_plus_plus_against_surprise(benchmark, name):
     record("sgd", {f"SVD++, ML-{name.upper()}, random 5-fold, 20 factors": found})
 
 
-def test_kernel_against_batches(benchmark):
-    """An epoch of ML-1M by the Numba kernel and by batches in JAX, and RMSE of a fifth after twenty."""
+def epochs_and_rmse(benchmark, algorithms: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """An epoch of ML-1M, and RMSE of a fifth after twenty."""
     train, test = movielens("1m").split("random", test_fraction=0.2)
     data, results = train.to_device(), {}
-    algorithms = {
-        "kernel": biased_mf(64),
-        "batches of 4,096, sgd": biased_mf(64, batch_size=4096),
-        "batches of 4,096, adagrad": biased_mf(64, learning_rate=0.05, batch_size=4096, optimizer="adagrad"),
-        "batches of 4,096, adam": biased_mf(64, learning_rate=0.005, batch_size=4096, optimizer="adam"),
-    }
 
     def run(name: str) -> None:
         model, history = fit(algorithms[name], data, key=KEY, steps=20, progress=False)
@@ -150,7 +145,28 @@ def test_kernel_against_batches(benchmark):
     take_turns(benchmark, {name: lambda name=name: run(name) for name in algorithms}, rounds=3, warm_up=False)
     for found in results.values():
         found["epoch_s"] = float(np.median(found["epoch_s"]))
-    record("sgd", {"biased MF, ML-1M, 64 factors, a random fifth for test": results})
+    return results
+
+
+def test_kernel_against_batches(benchmark):
+    algorithms = {
+        "kernel": biased_mf(64),
+        "batches of 4,096, sgd": biased_mf(64, batch_size=4096),
+        "batches of 4,096, adagrad": biased_mf(64, learning_rate=0.05, batch_size=4096, optimizer="adagrad"),
+        "batches of 4,096, adam": biased_mf(64, learning_rate=0.005, batch_size=4096, optimizer="adam"),
+    }
+    found = epochs_and_rmse(benchmark, algorithms)
+    record("sgd", {"biased MF, ML-1M, 64 factors, a random fifth for test": found})
+
+
+def test_svd_plus_plus_against_users_side_by_side(benchmark):
+    algorithms = {
+        "kernel": svd_plus_plus(20),
+        "64 users side by side": svd_plus_plus(20, batch_size=64),
+        "512 users side by side": svd_plus_plus(20, learning_rate=0.002, batch_size=512),
+    }
+    found = epochs_and_rmse(benchmark, algorithms)
+    record("sgd", {"SVD++, ML-1M, 20 factors, a random fifth for test": found})
 
 
 def auc(score: np.ndarray, liked: np.ndarray) -> float:

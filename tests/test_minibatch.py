@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from affinax import saved_models
-from affinax.engine.factorization import biased_mf, bpr, fit, logistic_mf, minibatch, softmax_mf
+from affinax.engine.factorization import biased_mf, bpr, fit, logistic_mf, minibatch, softmax_mf, svd_plus_plus
 from affinax.engine.retrieval import predict, recommend
 from affinax.kernels import sampling, sgd
 
@@ -173,6 +173,11 @@ def test_a_model_keeps_what_its_optimizer_remembers():
 def test_what_cannot_be_is_refused(build, options, message):
     with pytest.raises(ValueError, match=message):
         build(4, **options)
+
+
+def test_svd_plus_plus_of_no_users_at_once_is_refused():
+    with pytest.raises(ValueError, match="batch_size=0 must be finite and at least 1"):
+        svd_plus_plus(4, batch_size=0)
 
 
 def test_an_unknown_optimizer_is_refused():

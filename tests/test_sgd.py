@@ -14,7 +14,16 @@ import scipy.sparse
 from affinax.engine.data import Interactions
 from affinax.engine.errors import DivergenceError, InteractionError
 from affinax.engine.evaluation import evaluate
-from affinax.engine.factorization import biased_mf, bpr, fit, implicit_als, logistic_mf, softmax_mf, svd_plus_plus
+from affinax.engine.factorization import (
+    biased_mf,
+    bpr,
+    fit,
+    implicit_als,
+    logistic_mf,
+    minibatch,
+    softmax_mf,
+    svd_plus_plus,
+)
 from affinax.engine.retrieval import fold_in, predict, ranking_rows, recommend, with_history
 from affinax.kernels import sampling, sgd
 from affinax.kernels import svd_plus_plus as feedback_kernel
@@ -236,13 +245,16 @@ def test_ratings_recover_what_was_planted(hogwild):
     assert np.sqrt(np.mean(error**2)) < 0.15 * matrix.std()
 
 
+def feedback_tables(rank):
+    start, rng = tables(rank), np.random.default_rng(3)
+    feedback = jnp.asarray(rng.normal(0, 0.3, (12, rank)), jnp.float32)
+    return feedback_kernel.Tables(start.users, start.items, feedback, *start[2:])
+
+
 @each_implementation
 @pytest.mark.parametrize("rank", [1, 20])
 def test_svd_plus_plus_is_the_algorithm_of_its_source(rows, implementation, rank):
-    start, rng = tables(rank), np.random.default_rng(3)
-    start = feedback_kernel.Tables(
-        start.users, start.items, jnp.asarray(rng.normal(0, 0.3, (12, rank)), jnp.float32), *start[2:]
-    )
+    start = feedback_tables(rank)
     order = sampling.permutation(KEY, 9)
     options = {"learning_rate": 0.05, "l2": 0.1, "mean": 3.0}
     found, total = feedback_kernel.sweep(start, rows, order, implementation=implementation, **options)
@@ -252,9 +264,42 @@ def test_svd_plus_plus_is_the_algorithm_of_its_source(rows, implementation, rank
     np.testing.assert_allclose(total, whole, rtol=1e-4)
 
 
-def test_svd_plus_plus_recovers_what_was_planted_and_answers_newcomers():
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+def test_svd_plus_plus_of_users_side_by_side(rows, batch_size):
+    start, order = feedback_tables(5), sampling.permutation(KEY, 9)
+    options = {"learning_rate": 0.05, "l2": 0.1, "mean": 3.0}
+    found, total = minibatch.sweep_users(start, rows, order, batch_size=batch_size, **options)
+    expected = start
+    for first in range(0, 9, batch_size):
+        users = np.asarray(order)[first : first + batch_size]
+        expected = naive.svd_plus_plus_side_by_side(expected, rows, users, **options)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5)
+    if batch_size == 1:
+        _, whole = feedback_kernel.sweep(start, rows, order, **options)
+        np.testing.assert_allclose(total, whole, rtol=1e-4)
+
+
+def test_svd_plus_plus_under_vmap_over_learning_rates():
+    x, _ = planted(density=0.8)
+    data, rates = x.to_device(), jnp.array([0.003, 0.03])
+
+    def trained(rate):
+        mf = svd_plus_plus(4, learning_rate=rate, l2=0.005, batch_size=8)
+        state = mf.init(KEY, data)
+        return jax.lax.scan(lambda s, k: (lambda new: (new[0], new[1].loss))(mf.step(k, s, data)), state, keys)[1]
+
+    keys = jax.random.split(KEY, 40)
+    losses = jax.jit(jax.vmap(trained))(rates)
+    assert losses[1, -1] < 0.1 * losses[1, 0] and losses[1, -1] < losses[0, -1]
+    np.testing.assert_allclose(losses[1], jax.jit(trained)(rates[1]), rtol=1e-3)
+
+
+@pytest.mark.parametrize("batch_size", [None, 16])
+def test_svd_plus_plus_recovers_what_was_planted_and_answers_newcomers(batch_size):
     x, matrix = planted(density=0.8)
-    state, _ = fit(svd_plus_plus(4, learning_rate=0.03, l2=0.005), x, key=KEY, steps=150, progress=False)
+    mf = svd_plus_plus(4, learning_rate=0.03, l2=0.005, batch_size=batch_size)
+    state, _ = fit(mf, x, key=KEY, steps=150, progress=False)
     users, items = np.indices(matrix.shape).reshape(2, -1)
     error = np.asarray(predict(state, users, items)) - matrix.ravel()
     assert np.sqrt(np.mean(error**2)) < 0.25 * matrix.std()
