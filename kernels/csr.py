@@ -133,12 +133,10 @@ def stable_order(rows, indptr, previous):
 
 
 @numba.njit(cache=True, nogil=True)
-def transpose(indptr, indices, values, n_columns):
-    """CSR of the transposed matrix: `(indptr, indices, values)`; values of size 1 stand for all and stay so."""
+def transpose(indptr, indices, values, n_columns, indices_t, values_t):
+    """Writes the entries of the transposed matrix, `[nnz]`, and returns its row pointer; a single value is left out."""
     indptr_t = count_rows(indices, n_columns)
     cursor = indptr_t[:-1].copy()
-    indices_t = np.empty(len(indices), np.int32)
-    values_t = values.copy()
     one_each = len(values) > 1
     for row in range(len(indptr) - 1):
         for k in range(indptr[row], indptr[row + 1]):
@@ -147,7 +145,7 @@ def transpose(indptr, indices, values, n_columns):
             indices_t[place] = row
             if one_each:
                 values_t[place] = values[k]
-    return indptr_t, indices_t, values_t
+    return indptr_t
 
 
 @numba.njit(cache=True, nogil=True)

@@ -291,7 +291,7 @@ def test_svd_plus_plus_under_vmap_over_learning_rates():
 
     keys = jax.random.split(KEY, 40)
     losses = jax.jit(jax.vmap(trained))(rates)
-    assert losses[1, -1] < 0.1 * losses[1, 0] and losses[1, -1] < losses[0, -1]
+    assert losses[1, -1] < min(0.1 * losses[1, 0], losses[0, -1])
     np.testing.assert_allclose(losses[1], jax.jit(trained)(rates[1]), rtol=1e-3)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...kernels import csr
 from ..errors import InteractionError
+from ..memory import aligned_zeros, as_jax
 from .checking import checked_ids, checked_timestamps, checked_values
 from .vocabulary import Vocabulary
 
@@ -170,7 +171,10 @@ class Interactions:
 
         Without values these are one 1, for all. Computed at each call: kept, it would double the memory of the data.
         """
-        return csr.transpose(self.indptr, self.items, self._values_or_one(), self.n_items)
+        values = self._values_or_one()
+        users, values_t = aligned_zeros((self.nnz,), np.int32), aligned_zeros(values.shape, np.float32)
+        values_t[:1] = values[:1]  # the one for all, where there is but one
+        return csr.transpose(self.indptr, self.items, values, self.n_items, users, values_t), users, values_t
 
     def _values_or_one(self) -> np.ndarray:
         return np.ones(1, np.float32) if self.values is None else self.values
@@ -202,13 +206,10 @@ class Interactions:
                 f"{self.nnz:,} interactions exceed the {csr.MAX_INDEX:,} that one device can index; "
                 "use blocks(rows_per_block, entries_per_block)"
             )
-        by_user = self.indptr, self.items, self._values_or_one()
-        return csr.SparseMatrix(
-            *(
-                csr.CSR(jnp.asarray(indptr.astype(np.int32)), jnp.asarray(indices), jnp.asarray(values))
-                for indptr, indices, values in (by_user, self.by_item())
-            )
-        )
+        indptr, users, values = self.by_item()
+        by_item = csr.CSR(jnp.asarray(indptr.astype(np.int32)), as_jax(users), as_jax(values))
+        by_user = map(jnp.asarray, (self.indptr.astype(np.int32), self.items, self._values_or_one()))
+        return csr.SparseMatrix(csr.CSR(*by_user), by_item)
 
     def blocks(self, max_entries: int) -> Iterator[tuple[int, csr.CSR]]:
         """Runs of users with at most `max_entries` interactions, all of one shape, for data beyond a device.

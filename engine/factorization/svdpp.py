@@ -122,8 +122,8 @@ def svd_plus_plus(
         learning_rate: At least 0.
         l2: At least 0.
         init_std: The first vectors are normal with this standard deviation over sqrt(rank).
-        batch_size: Users side by side, in JAX, each step taking the next rating of each: for accelerators, and for `vmap`
-            over learning rates. None: one user after the other, by a kernel, which is faster on CPU.
+        batch_size: Users side by side, in JAX, each step taking the next rating of each: for accelerators, and for
+            `vmap` over learning rates. None: one user after the other, by a kernel, which is faster on CPU.
         implementation: See `kernels.op.dispatch`.
 
     Returns:

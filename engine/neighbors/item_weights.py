@@ -6,7 +6,7 @@ import numpy as np
 
 from ...kernels import gramian
 from ..data.interactions import Interactions, takes_interactions
-from .memory import aligned_zeros, as_jax, readable, require_memory
+from ..memory import aligned_zeros, as_jax, readable, require_memory
 from .models import ItemWeights
 
 

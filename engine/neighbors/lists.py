@@ -13,7 +13,7 @@ from ...kernels import csr, sparse_top_k
 from ...kernels.csr import CSR
 from ...kernels.op import Implementation
 from ..factorization.parts import require_whole
-from .memory import aligned_zeros, as_jax, require_memory
+from ..memory import aligned_zeros, as_jax, require_memory
 
 _AT_ONCE = 1 << 16  # answers of one call, but for
 _ROWS = 256  # rows that are asked for together at least, so that every thread has some
