@@ -251,3 +251,13 @@ def test_with_values():
 def test_items_of_a_user_that_is_not_there(user):
     with pytest.raises(InteractionError, match="outside"):
         _example().items_of(user)
+
+
+@pytest.mark.on_cpu
+def test_a_device_that_is_the_host_takes_the_arrays_as_they_are_and_a_donation_spares_them():
+    x = Interactions.from_coo(np.arange(100) % 10, np.arange(100) // 10, np.arange(100.0))
+    data = x.to_device()
+    assert data.by_user.values.unsafe_buffer_pointer() == x.values.ctypes.data
+    jax.jit(lambda d: jax.tree.map(lambda a: a + 1, d), donate_argnums=0)(data)
+    np.testing.assert_array_equal(x.to_device().by_user.values, x.values)
+    assert x.values.max() == 99

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+from affinax.engine import memory
 from affinax.engine.data import InteractionError, Interactions
 from affinax.engine.evaluation import evaluate, evaluate_sampled
 from affinax.engine.neighbors import (
@@ -18,7 +19,6 @@ from affinax.engine.neighbors import (
     gf_cf,
     item_knn,
     knn_baseline,
-    memory,
     popularity,
     random,
     rp3beta,

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+from affinax.engine import memory
 from affinax.engine.data import InteractionError, Interactions
 from affinax.engine.evaluation import evaluate, evaluate_ratings
 from affinax.engine.factorization import baseline_estimates
-from affinax.engine.neighbors import item_knn, knn_baseline, memory
+from affinax.engine.neighbors import item_knn, knn_baseline
 from affinax.engine.retrieval import predict, recommend, similar_items, with_history
 
 from . import naive

@@ -123,9 +123,9 @@ class Interactions:
             )
         return cls(
             indptr=indptr,
-            items=items[order],
+            items=_taken(items, order),
             n_items=n_items,
-            values=None if values is None else values[order],
+            values=None if values is None else _taken(values, order),
             timestamps=None if timestamps is None else timestamps[order],
             user_ids=user_ids,
             item_ids=item_ids,
@@ -208,8 +208,8 @@ class Interactions:
             )
         indptr, users, values = self.by_item()
         by_item = csr.CSR(jnp.asarray(indptr.astype(np.int32)), as_jax(users), as_jax(values))
-        by_user = map(jnp.asarray, (self.indptr.astype(np.int32), self.items, self._values_or_one()))
-        return csr.SparseMatrix(csr.CSR(*by_user), by_item)
+        indptr = jnp.asarray(self.indptr.astype(np.int32))
+        return csr.SparseMatrix(csr.CSR(indptr, as_jax(self.items), as_jax(self._values_or_one())), by_item)
 
     def blocks(self, max_entries: int) -> Iterator[tuple[int, csr.CSR]]:
         """Runs of users with at most `max_entries` interactions, all of one shape, for data beyond a device.
@@ -293,6 +293,13 @@ class Interactions:
         if how not in ways:
             raise ValueError(f"{how=} must be one of {sorted(ways)}")
         return ways[how](self, **options)
+
+
+def _taken(array: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """`array[order]`, where JAX takes it as it is."""
+    return array.take(
+        order, out=aligned_zeros(order.shape, array.dtype), mode="clip"
+    )  # "raise" would copy it once more
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:
