@@ -67,6 +67,7 @@ def biased_mf(
 
     Source: Koren, Bell, Volinsky 2009, "Matrix Factorization Techniques for Recommender Systems", eq. 5.
 
+    >>> import jax
     >>> from affinax.engine.data import Interactions
     >>> data = Interactions.from_coo([0, 0, 1], [0, 1, 0], [5.0, 1.0, 4.0]).to_device()
     >>> mf = biased_mf(2, learning_rate=0.1)
