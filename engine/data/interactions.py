@@ -196,6 +196,8 @@ class Interactions:
     def to_device(self) -> csr.SparseMatrix:
         """The arrays that JAX code trains on: both orientations in CSR with int32 indices.
 
+        On CPU they are, where they can be, the memory of these interactions; a donation leaves that alone.
+
         Raises:
             InteractionError: 2**31 interactions or more, which int32 cannot index: use `blocks`.
         """
@@ -297,9 +299,8 @@ class Interactions:
 
 def _taken(array: np.ndarray, order: np.ndarray) -> np.ndarray:
     """`array[order]`, where JAX takes it as it is."""
-    return array.take(
-        order, out=aligned_zeros(order.shape, array.dtype), mode="clip"
-    )  # "raise" would copy it once more
+    out = aligned_zeros(order.shape, array.dtype)
+    return array.take(order, out=out, mode="clip")  # "raise" would copy it once more
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:
