@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
 from . import sampling_numba
-from .csr import CSR, contains
+from .csr import CSR, contains, entries
 from .op import Implementation, Op, dispatch
 
 TRIES = sampling_numba.TRIES  # draws of a negative before it is given up
@@ -78,20 +78,21 @@ def stages(
 def negatives(
     key: PRNGKeyArray,
     positives: CSR,
-    rows: Int32[Array, " batch"],
+    rows: Int32[Array, " lines"] | None,
     n_columns: int,
     per_row: int,
     *,
     weights: Float[Array, " n_columns"] | None = None,
-    pools: tuple[Int32[Array, "n_pools width"], Int32[Array, " batch"]] | None = None,
+    pools: tuple[Int32[Array, "n_pools width"], Int32[Array, " lines"]] | None = None,
     implementation: Implementation = "auto",
-) -> Int32[Array, "batch per_row"]:
+) -> Int32[Array, "lines per_row"]:
     """Random columns that are not among each row's positives.
 
     Args:
         key: Of `jax.random`.
         positives: Sparse rows, ascending.
-        rows: The row that each line of negatives is drawn for.
+        rows: The row that each line of negatives is drawn for; None for a line for each positive, in their order,
+            which is the fastest.
         n_columns: Columns to draw from.
         per_row: How many for each.
         weights: Relative frequency of each column, such as `popularity ** 0.5`; uniform if None.
@@ -105,7 +106,8 @@ def negatives(
     >>> negatives(jax.random.key(0), rows, jnp.zeros(2, jnp.int32), 3, 2).tolist()
     [[1, 1], [1, 1]]
     """
-    columns, pool_of = pools or (jnp.arange(n_columns, dtype=jnp.int32)[None], jnp.zeros(rows.shape[0], jnp.int32))
+    lines = positives.nnz if rows is None else rows.shape[0]
+    columns, pool_of = pools or (jnp.arange(n_columns, dtype=jnp.int32)[None], jnp.zeros(lines, jnp.int32))
     cumulative = jnp.zeros((0, 0), jnp.float32)
     if weights is not None:
         cumulative = jnp.cumsum(jnp.where(columns >= 0, weights[columns], 0.0), axis=1)
@@ -115,7 +117,7 @@ def negatives(
         jax.random.key_data(key),
         positives.indptr,
         positives.indices,
-        rows,
+        jnp.zeros(0, jnp.int32) if rows is None else rows,
         columns,
         pool_of,
         cumulative,
@@ -152,6 +154,8 @@ def _stages_reference(seed, indptr, indices, *, n_columns: int, blocks: int) -> 
 
 
 def _negatives_reference(seed, indptr, indices, rows, columns, pool_of, cumulative, *, per_row: int) -> Array:
+    if rows.shape[0] < pool_of.shape[0]:  # none were given
+        rows, _ = entries(CSR(indptr, indices, jnp.ones(1, jnp.float32)))
     shape, width = (rows.shape[0], per_row), columns.shape[1]
 
     def draw(key):

@@ -22,7 +22,7 @@ def permutation(seed, *, n: int):
 
 def negatives(seed, indptr, indices, rows, columns, pool_of, cumulative, *, per_row: int):
     """The Numba implementation of `sampling.NEGATIVES`."""
-    result = jax.ShapeDtypeStruct((rows.shape[0], per_row), jnp.int32)
+    result = jax.ShapeDtypeStruct((pool_of.shape[0], per_row), jnp.int32)
     arguments = seed, indptr, indices, rows, columns, pool_of, cumulative
     (found,) = xla_ffi.call("negatives", _negatives, [result], *arguments)
     return found
@@ -146,15 +146,28 @@ def _has(indices, low, high, column):
 
 @numba.njit(parallel=True, nogil=True, cache=True)
 def _negatives(seed, indptr, indices, rows, columns, pool_of, cumulative, found):
-    width = columns.shape[1]
+    width, n_lines = columns.shape[1], len(found)
+    in_order = len(rows) < n_lines  # a line for each positive
+    n_words = (max(columns.max(), indices.max() if len(indices) else 0) >> 6) + 1 if in_order else 0
     queue = np.zeros(1, np.int64)
     for _worker in numba.prange(WORKERS):
+        marks = np.zeros(0, np.uint64)  # a bit for each column, set in those of the row
         while True:
             first = simd.take_number(queue, 0) * _CHUNK
-            if first >= len(rows):
+            if first >= n_lines:
                 break
-            for k in range(first, min(first + _CHUNK, len(rows))):
-                begin, end = np.int64(indptr[rows[k]]), np.int64(indptr[rows[k] + 1])
+            begin = end = np.int64(-1)
+            if in_order and len(marks) == 0:
+                marks = np.zeros(n_words, np.uint64)
+            for k in range(first, min(first + _CHUNK, n_lines)):
+                if not in_order:
+                    begin, end = np.int64(indptr[rows[k]]), np.int64(indptr[rows[k] + 1])
+                elif k >= end:
+                    _clear(marks, indices, begin, end)
+                    row = np.searchsorted(indptr, k, side="right") - 1
+                    begin, end = np.int64(indptr[row]), np.int64(indptr[row + 1])
+                    for column in indices[begin:end]:
+                        marks[column >> 6] |= np.uint64(1) << np.uint64(column & 63)
                 pool, state = pool_of[k], _start(seed, k)
                 for negative in range(found.shape[1]):
                     found[k, negative] = -1
@@ -166,6 +179,20 @@ def _negatives(seed, indptr, indices, rows, columns, pool_of, cumulative, found)
                         else:
                             place = _below(_mix(state), width)
                         column = columns[pool, place] if place < width else np.int32(-1)
-                        if column >= 0 and not _has(indices, begin, end, column):
+                        if column < 0:
+                            continue
+                        if in_order:
+                            taken = (marks[column >> 6] >> np.uint64(column & 63)) & np.uint64(1) != 0
+                        else:
+                            taken = _has(indices, begin, end, column)
+                        if not taken:
                             found[k, negative] = column
                             break
+            _clear(marks, indices, begin, end)
+
+
+@numba.njit(cache=True, nogil=True)
+def _clear(marks, indices, begin, end):
+    if len(marks):
+        for k in range(begin, end):
+            marks[indices[k] >> 6] = 0

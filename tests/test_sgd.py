@@ -27,7 +27,7 @@ from affinax.engine.factorization import (
 from affinax.engine.retrieval import fold_in, predict, ranking_rows, recommend, with_history
 from affinax.kernels import sampling, sgd
 from affinax.kernels import svd_plus_plus as feedback_kernel
-from affinax.kernels.csr import CSR
+from affinax.kernels.csr import CSR, entries
 
 from . import naive
 from .test_factorization import checkerboard, planted
@@ -211,10 +211,31 @@ def test_negatives_are_never_positives_and_as_frequent_as_asked(rows, implementa
 
 
 @each_implementation
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_a_line_for_each_positive_is_one_for_each_of_their_rows(rows, implementation, blocks):
+    """More lines than one thread takes at a time, so that some begin in the midst of a row."""
+    rng = np.random.default_rng(5)
+    dense = scipy.sparse.random_array((40, 500), density=0.6, format="csr", rng=rng)
+    many = CSR(jnp.asarray(dense.indptr, jnp.int32), jnp.asarray(dense.indices, jnp.int32), jnp.ones(1))
+    for positives, n_columns in ((rows, 12), (many, 500)):
+        _, _, groups = sampling.stages(KEY, positives, n_columns, blocks)
+        group_of = jnp.asarray(np.argsort(np.asarray(groups).ravel()) // groups.shape[1], jnp.int32)
+        options = {"pools": (groups, group_of[positives.indices]), "implementation": implementation}
+        row_of = entries(positives)[0]
+        found, expected = (sampling.negatives(KEY, positives, r, n_columns, 2, **options) for r in (None, row_of))
+        np.testing.assert_array_equal(found, expected)
+
+
+@each_implementation
 def test_where_everything_is_positive_there_are_no_negatives(implementation):
     full = CSR(jnp.array([0, 3], jnp.int32), jnp.arange(3, dtype=jnp.int32), jnp.ones(1))
     found = sampling.negatives(KEY, full, jnp.zeros(4, jnp.int32), 3, 2, implementation=implementation)
     assert (np.asarray(found) == -1).all()
+    found = sampling.negatives(KEY, full, None, 3, 2, implementation=implementation)
+    assert (np.asarray(found) == -1).all()
+    assert found.shape == (3, 2)
+    none = full._replace(indptr=jnp.zeros(2, jnp.int32), indices=full.indices[:0])
+    assert sampling.negatives(KEY, none, None, 3, 2, implementation=implementation).shape == (0, 2)
 
 
 RANKERS = {

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from ...kernels import sampling, sgd
-from ...kernels.csr import CSR, SparseMatrix, entries
+from ...kernels.csr import CSR, SparseMatrix
 from ...kernels.op import Implementation
 from . import minibatch
 from .algorithm import Algorithm, Factors, Info
@@ -154,19 +154,19 @@ def _ranking_step(
             numbers = jnp.broadcast_to(jnp.arange(_STAGES, dtype=jnp.int32)[:, None], groups.shape)
             group_of = jnp.zeros(n_items, jnp.int32)
             group_of = group_of.at[jnp.where(groups < 0, n_items, groups)].set(numbers, mode="drop")
-            pools = groups, group_of[rows.indices[order]]
+            pools = groups, group_of[rows.indices]
         none = CSR(jnp.zeros_like(rows.indptr), rows.indices[:0], rows.values)
         drawn = sampling.negatives(
             negative_key,
             rows if verify else none,
-            entries(rows)[0][order],
+            None if verify else jnp.zeros(rows.nnz, jnp.int32),
             n_items,
             negatives,
             weights=getattr(state.objective, "popularity", None),
             pools=pools,
             implementation=implementation,
         )
-        return epoch(state, rows, order, drawn, bounds, loss, biases, execution)
+        return epoch(state, rows, order, drawn[order], bounds, loss, biases, execution)
 
     return step
 
