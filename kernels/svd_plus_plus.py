@@ -1,4 +1,4 @@
-"""One pass of stochastic gradient descent for SVD++, user by user."""
+"""One pass of stochastic gradient descent for SVD++, user by user or by several side by side."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def sweep(
     learning_rate: Any,
     l2: Any,
     mean: Any,
+    side_by_side: int = 1,
     implementation: Implementation = "auto",
 ) -> tuple[Tables, Float[Array, ""]]:
     """Updates the tables by all ratings: the rows in this order, the entries of each as they are stored.
@@ -43,6 +44,10 @@ def sweep(
     vector: so their sum has a recurrence, and each is written once, when the user is done. That is the algorithm of
     the source to the letter, at a cost that grows with the ratings, not with the squares of their number a user.
 
+    Of users side by side, a step takes the next rating of each. Users' rows and the sums of their feedback are their
+    own, so that only items meet: those rows move by the sum of their gradients. Feedback vectors are written when all
+    users of a batch are done.
+
     Args:
         tables: Where to begin.
         rows: Users' ratings.
@@ -50,6 +55,7 @@ def sweep(
         learning_rate: Step length.
         l2: Regularization.
         mean: Of the scores; it is not learned.
+        side_by_side: Users at once, of which the last batch takes what is left; above 1 by the reference alone.
         implementation: See `kernels.op.dispatch`.
 
     Returns:
@@ -64,51 +70,69 @@ def sweep(
     ([[2.0]], [[1.0]], 2.0)
     """
     numbers = jnp.stack([jnp.asarray(v, jnp.float32) for v in (learning_rate, l2, mean)])
-    *new, total = dispatch(OP, *tables, *rows, order, numbers, implementation=implementation)
+    *new, total = dispatch(OP, *tables, *rows, order, numbers, implementation=implementation, side_by_side=side_by_side)
     return Tables(*new), total
 
 
-def _reference(users, items, feedback, user_bias, item_bias, indptr, indices, values, order, numbers):
+def _reference(
+    users, items, feedback, user_bias, item_bias, indptr, indices, values, order, numbers, *, side_by_side: int
+):
+    n_users, n_items = users.shape[0], items.shape[0]
     rate, l2, mean = numbers
-    keep = 1 - rate * l2
-    step = jnp.int32(values.shape[0] > 1)
+    keep, step = 1 - rate * l2, jnp.int32(values.shape[0] > 1)
+    batches = jnp.pad(order, (0, -order.shape[0] % side_by_side), constant_values=n_users).reshape(-1, side_by_side)
 
-    def user(carry, u):
-        first, last = indptr[u], indptr[u + 1]
-        root = jnp.sqrt(jnp.maximum(last - first, 1).astype(jnp.float32))
-        feedback = carry[2]
-        start = lax.fori_loop(first, last, lambda k, s: s + feedback[indices[k]], jnp.zeros_like(feedback[0]))
+    def batch(carry, at):
+        (users, items, feedback, user_bias, item_bias), total = carry
+        first = indptr.at[at].get(mode="clip")
+        n = indptr.at[at + 1].get(mode="clip") - first
+        most, root = jnp.max(n), jnp.sqrt(jnp.maximum(n, 1).astype(jnp.float32))
+
+        def items_of(k):
+            """The k-th item of each user; one beyond the table where a user has no more."""
+            return jnp.where(k < n, indices.at[first + k].get(mode="clip"), n_items)
+
+        def add_feedback(k, everything):
+            return everything + feedback.at[items_of(k)].get(mode="fill", fill_value=0)
 
         def rating(k, carry):
-            (users, items, feedback, user_bias, item_bias), total, gained, everything = carry
-            i, p, q = indices[k], users[u], items[indices[k]]
-            context = p + everything / root
-            score = mean + user_bias[u] + item_bias[i] + jnp.dot(q, context, precision=lax.Precision.HIGHEST)
-            error = values[k * step] - score
-            users = users.at[u].set(keep * p + rate * error * q)
-            items = items.at[i].set(keep * q + rate * error * context)
-            user_bias = user_bias.at[u].set(keep * user_bias[u] + rate * error)
-            item_bias = item_bias.at[i].set(keep * item_bias[i] + rate * error)
-            gain = rate * error / root * q
-            everything = keep * everything + root * root * gain
-            tables = users, items, feedback, user_bias, item_bias
-            return tables, total + 0.5 * error * error, keep * gained + gain, everything
+            own, of_user, everything, gained, items, item_bias, total = carry
+            i = items_of(k)
+            kept = jnp.where(k < n, keep, 1.0)
+            q, of_item = (a.at[i].get(mode="fill", fill_value=0) for a in (items, item_bias))
+            context = own + everything / root[:, None]
+            score = mean + of_user + of_item + jnp.einsum("bd,bd->b", q, context, precision=lax.Precision.HIGHEST)
+            error = jnp.where(k < n, values.at[(first + k) * step].get(mode="clip") - score, 0.0)
+            pull, shrunk = rate * error, kept[:, None]
+            items = items.at[i].add(pull[:, None] * context + (shrunk - 1) * q, mode="drop")
+            item_bias = item_bias.at[i].add(pull + (kept - 1) * of_item, mode="drop")
+            gain = (pull / root)[:, None] * q
+            everything = shrunk * everything + (root**2)[:, None] * gain
+            own, of_user = shrunk * own + pull[:, None] * q, kept * of_user + pull
+            return own, of_user, everything, shrunk * gained + gain, items, item_bias, total + 0.5 * jnp.sum(error**2)
 
-        begin = carry, jnp.float32(0), jnp.zeros_like(start), start
-        tables, total, gained, _ = lax.fori_loop(first, last, rating, begin)
-        shrunk = keep ** (last - first).astype(jnp.float32)
+        own, of_user = (a.at[at].get(mode="fill", fill_value=0) for a in (users, user_bias))
+        everything = lax.fori_loop(0, most, add_feedback, jnp.zeros_like(own))
+        begin = own, of_user, everything, jnp.zeros_like(own), items, item_bias, total
+        own, of_user, _, gained, items, item_bias, total = lax.fori_loop(0, most, rating, begin)
+        lost = (keep ** n.astype(jnp.float32) - 1)[:, None]
 
-        def written(k, feedback):
-            return feedback.at[indices[k]].set(shrunk * feedback[indices[k]] + gained)
+        def write(k, written):
+            i = items_of(k)
+            return written.at[i].add(lost * feedback.at[i].get(mode="fill", fill_value=0) + gained, mode="drop")
 
-        users, items, feedback, user_bias, item_bias = tables
-        return (users, items, lax.fori_loop(first, last, written, feedback), user_bias, item_bias), total
+        feedback = lax.fori_loop(0, most, write, feedback)
+        users, user_bias = users.at[at].set(own, mode="drop"), user_bias.at[at].set(of_user, mode="drop")
+        return ((users, items, feedback, user_bias, item_bias), total), None
 
-    new, totals = lax.scan(user, (users, items, feedback, user_bias, item_bias), order)
-    return (*new, jnp.sum(totals))
+    begin = (users, items, feedback, user_bias, item_bias), jnp.float32(0)
+    (new, total), _ = lax.scan(batch, begin, batches)
+    return (*new, total)
 
 
-def _supports(users, *_: Any) -> str | None:
+def _supports(users, *_: Any, side_by_side: int) -> str | None:
+    if side_by_side > 1:
+        return f"{side_by_side} users side by side are beyond the kernels, which take one after the other"
     if users.shape[1] > svd_plus_plus_numba.MAX_RANK:
         return f"rank {users.shape[1]} is above {svd_plus_plus_numba.MAX_RANK}"
     return None

@@ -14,8 +14,9 @@ from . import simd, xla_ffi
 MAX_RANK = 1024
 
 
-def sweep(users, items, feedback, user_bias, item_bias, indptr, indices, values, order, numbers):
-    """The Numba implementation of `svd_plus_plus.OP`."""
+def sweep(users, items, feedback, user_bias, item_bias, indptr, indices, values, order, numbers, *, side_by_side):
+    """The Numba implementation of `svd_plus_plus.OP`, one user after the other."""
+    assert side_by_side == 1  # says `supports`
     rank = users.shape[1]
     width = -(-rank // 8) * 8
     tables = [jnp.pad(table, [(0, 0), (0, width - rank)]) for table in (users, items, feedback)]

@@ -76,7 +76,13 @@ def test_mean_and_precision_are_drawn_from_a_normal_wishart():
     rng = np.random.default_rng(2)
     x, centred, n = rng.normal(size=(9, 2)) + 1, rng.normal(size=(4, 2)), 20_000
     arguments = jnp.asarray(x, jnp.float32), jnp.asarray(centred, jnp.float32)
-    draw = jax.jit(jax.vmap(lambda key: bayesian.draw_normal_wishart(key, *arguments)))
+    shapes = bayesian.prior_shapes(9, 4, 2)[:-1]
+
+    @jax.jit
+    @jax.vmap
+    def draw(key):
+        return bayesian.draw_normal_wishart(key, jax.random.gamma(jax.random.fold_in(key, 1), shapes), *arguments)
+
     means, precisions = (np.asarray(a, np.float64) for a in draw(jax.random.split(KEY, n)))
     average = x.mean(0)
     scatter = (x - average).T @ (x - average) + centred.T @ centred + 18 / 11 * np.outer(average, average)
@@ -110,19 +116,20 @@ def test_beats_the_best_single_model_on_what_it_has_not_seen():
 
 def test_the_model_is_the_mean_of_its_last_draws():
     x, _ = planted()
-    data, algorithm, kept = x.to_device(), bayesian_mf(3, samples=4), []
-    step, state = jax.jit(algorithm.step), algorithm.init(KEY, data)
-    users, items = np.indices(x.shape).reshape(2, -1)
-    for number, key in enumerate(jax.random.split(KEY, 6)):
-        state, _ = step(key, state, data)
-        slot = number % 4
+    kept, users, items = [], *np.indices(x.shape).reshape(2, -1)
+
+    def check(step, state, _):
+        slot = (step - 1) % 4
         u = np.asarray(state.users, np.float64)[users, 3 * slot : 3 * slot + 3]
         y, own = np.asarray(state.items, np.float64)[items, 3 * slot : 3 * slot + 3], np.asarray(state.chain.items)
         np.testing.assert_array_equal(own[:, :3], state.items[:, 3 * slot : 3 * slot + 3])
         biases = np.asarray(state.user_bias)[users, slot] + np.asarray(state.item_bias)[items, slot]
         kept.append(float(state.mean) + float(state.scale) * ((u * y).sum(1) + biases))
-        expected = np.mean(kept[-4:], axis=0)
-        np.testing.assert_allclose(predict(state, users, items), expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(predict(state, users, items), np.mean(kept[-4:], axis=0), rtol=1e-4, atol=1e-4)
+
+    state, _ = fit(bayesian_mf(3, samples=4), x, key=KEY, steps=6, callback=check, progress=False)
+    expected = np.mean(kept[-4:], axis=0)
+    assert len(kept) == 6
     ids, scores = recommend(state, [7], 3)
     best = np.argsort(-expected.reshape(x.shape)[7])[:3]
     np.testing.assert_array_equal(ids[0], best)

@@ -328,7 +328,7 @@ def test_user_knn_says_what_it_cannot_do(data):
 
 @pytest.mark.parametrize("algorithm", ["bpr", "logistic-mf", "softmax-mf", "user-knn"])
 def test_newcomers_get_films_of_their_own_camp(algorithm, data):
-    options = {} if algorithm == "user-knn" else {"rank": RANK, "steps": 60, "learning_rate": 0.1, "l2": 1e-3}
+    options = {} if algorithm == "user-knn" else {"rank": RANK, "steps": 60, "learning_rate": 0.1, "l2": 1e-2}
     rec = afx.Recommender(algorithm, **options).fit(data)
     for camp in (0, 1):
         found = rec.recommend(history=[camp, camp + 4, camp + 8, camp + 10], k=3)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
@@ -199,14 +200,22 @@ def _step(implementation: Implementation) -> Callable[..., tuple[BayesianFactors
     def step(key: PRNGKeyArray, state: BayesianFactors, data: SparseMatrix) -> tuple[BayesianFactors, Info]:
         keys = jax.random.split(key, 5)
         users, items, user_prior, item_prior, noise_precision = state.chain
-        rank = users.shape[1] - 1
+        (n_users, width), n_items = users.shape, items.shape[0]
+        rank = width - 1
+        # All at once: their generator takes longer to compile than all the rest of a step.
+        of_item_prior, of_user_prior, of_noise = _gammas(
+            keys[4],
+            prior_shapes(n_items, n_users, width),
+            prior_shapes(n_users, n_items, width),
+            jnp.array([1 + data.by_user.nnz / 2]),
+        )
 
-        item_prior = draw_prior(keys[0], items, item_prior, data.by_item, data.by_user, implementation)
+        item_prior = draw_prior(keys[0], of_item_prior, items, item_prior, data.by_item, data.by_user, implementation)
         rest = state._standardized(data.by_item)
         system = RowSystem(data.by_item, rest, users, item_prior, noise_precision, implementation)
         items = draw_rows(keys[1], system)
 
-        user_prior = draw_prior(keys[2], users, user_prior, data.by_user, data.by_item, implementation)
+        user_prior = draw_prior(keys[2], of_user_prior, users, user_prior, data.by_user, data.by_item, implementation)
         rest = state._standardized(data.by_user)
         system = RowSystem(data.by_user, rest, items, user_prior, noise_precision, implementation)
         users = draw_rows(keys[3], system)
@@ -224,7 +233,7 @@ def _step(implementation: Implementation) -> Callable[..., tuple[BayesianFactors
             user_priors=jax.tree.map(lambda all_, one: all_.at[slot].set(one), state.user_priors, user_prior),
             noise_precisions=state.noise_precisions.at[slot].set(noise_precision),
             taken=state.taken + 1,
-            chain=Chain(users, items, user_prior, item_prior, _draw_precision(keys[4], rest.shape[0], loss)),
+            chain=Chain(users, items, user_prior, item_prior, of_noise[0] / (1 + loss / 2)),
         )
         return state, info_of(loss * state.scale**2, users, items)
 
@@ -285,29 +294,48 @@ def _solved(system: RowSystem, prior_means: Float[Array, "n_rows width"]) -> Flo
     return jnp.where((jnp.diff(rows.indptr) > 0)[:, None], x, prior_means)
 
 
+def prior_shapes(n_rows: int, n_columns: int, width: int) -> Float[Array, " width_1"]:
+    """Shapes of the gamma numbers that the draw of a side's prior takes: of its precision, then of its feedback's."""
+    freedom = width + n_rows + n_columns - jnp.arange(width, dtype=jnp.float32)
+    return jnp.append(freedom / 2, 1 + n_columns * width / 2)
+
+
+def _gammas(key: PRNGKeyArray, *shapes: Float[Array, " _"]) -> list[Float[Array, " _"]]:
+    ends = np.cumsum([len(a) for a in shapes])
+    return jnp.split(jax.random.gamma(key, jnp.concatenate(shapes)), ends[:-1])
+
+
 def draw_prior(
     key: PRNGKeyArray,
+    gammas: Float[Array, " width_1"],
     x: Float[Array, "n_rows width"],
     prior: RowPrior,
     rows: CSR,
     columns: CSR,
     implementation: Implementation = "auto",
 ) -> RowPrior:
-    """The prior of a side's rows, drawn given them: its mean and precision, then its feedback, then the latter's."""
-    keys = jax.random.split(key, 3)
+    """The prior of a side's rows, drawn given them: its mean and precision, then its feedback, then the latter's.
+
+    `gammas` are random, of `prior_shapes`.
+    """
+    of_rows, of_feedback = jax.random.split(key)
     feedback, strength = prior.feedback, prior.feedback_precision
-    mean, precision = draw_normal_wishart(keys[0], x - feedback_of(rows, feedback), jnp.sqrt(strength) * feedback)
+    apart, centred = x - feedback_of(rows, feedback), jnp.sqrt(strength) * feedback
+    mean, precision = draw_normal_wishart(of_rows, gammas[:-1], apart, centred)
     factor = jnp.linalg.cholesky(precision)
-    feedback = draw_feedback(keys[1], x - mean[None], factor, strength, rows, columns, implementation)
-    squares = jnp.sum(_product(feedback, factor) ** 2)
-    return RowPrior(mean, precision, feedback, _draw_precision(keys[2], feedback.size, squares))
+    feedback = draw_feedback(of_feedback, x - mean[None], factor, strength, rows, columns, implementation)
+    # The precision of normal numbers with this sum of squares, an exponential prior with mean 1 before them.
+    return RowPrior(mean, precision, feedback, gammas[-1] / (1 + jnp.sum(_product(feedback, factor) ** 2) / 2))
 
 
 def draw_normal_wishart(
-    key: PRNGKeyArray, x: Float[Array, "n width"], centred: Float[Array, "m width"]
+    key: PRNGKeyArray, gammas: Float[Array, " width"], x: Float[Array, "n width"], centred: Float[Array, "m width"]
 ) -> tuple[Float[Array, " width"], Float[Array, "width width"]]:
-    """`(mean, precision)` of which x was drawn, and `centred` with mean 0: BPMF's eq. 14."""
-    gamma_key, normal_key, mean_key = jax.random.split(key, 3)
+    """`(mean, precision)` of which x was drawn, and `centred` with mean 0: BPMF's eq. 14.
+
+    `gammas` are random, of half the degrees of freedom of each row of Bartlett's decomposition.
+    """
+    normal_key, mean_key = jax.random.split(key)
     n, width = x.shape
     average = jnp.mean(x, axis=0)
     apart = x - average[None]
@@ -315,9 +343,7 @@ def draw_normal_wishart(
     shrunk = _MEAN_STRENGTH * n / (_MEAN_STRENGTH + n) * jnp.outer(average, average)
     inverse_scale = jnp.eye(width) / width + scatter + shrunk
     # Bartlett's decomposition of Wishart(inverse_scale^-1, freedom).
-    freedom = width + n + centred.shape[0] - jnp.arange(width, dtype=jnp.float32)
-    diagonal = jnp.sqrt(2 * jax.random.gamma(gamma_key, freedom / 2))
-    triangle = jnp.tril(jax.random.normal(normal_key, (width, width)), -1) + jnp.diag(diagonal)
+    triangle = jnp.tril(jax.random.normal(normal_key, (width, width)), -1) + jnp.diag(jnp.sqrt(2 * gammas))
     root = _correlated(triangle.T, jnp.linalg.cholesky(inverse_scale))
     precision = _product(root.T, root)
     noise = _correlated(jax.random.normal(mean_key, (1, width)), jnp.linalg.cholesky(precision))[0]
@@ -365,11 +391,6 @@ def draw_feedback(
     return conjugate_gradients(
         lambda b: right - gramian_times(b), gramian_times, lambda v: v / diagonal, nothing, right, goal, _STEPS
     )[0]
-
-
-def _draw_precision(key: PRNGKeyArray, n: int, squares: Float[Array, ""]) -> Float[Array, ""]:
-    """That of n normal numbers with this sum of squares, an exponential prior with mean 1 before them."""
-    return jax.random.gamma(key, 1 + n / 2) / (1 + squares / 2)
 
 
 def _correlated(noise: Float[Array, "n width"], factor: Float[Array, "width width"]) -> Float[Array, "n width"]:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
-from ...kernels import svd_plus_plus
 from ...kernels.csr import CSR, entries
 from ...kernels.sgd import Loss, Tables, costs
 
@@ -147,76 +146,3 @@ def sweep(
     batches = batched(user_of, 0), batched(item_of, -1), batched(values, 0)
     (tables, slots), totals = lax.scan(step, (tables, slots), batches)
     return tables, slots, jnp.sum(totals)
-
-
-def sweep_users(
-    tables: svd_plus_plus.Tables,
-    rows: CSR,
-    order: Int32[Array, " n_users"],
-    *,
-    batch_size: int,
-    learning_rate: Any,
-    l2: Any,
-    mean: Any,
-) -> tuple[svd_plus_plus.Tables, Float[Array, ""]]:
-    """As `kernels.svd_plus_plus.sweep`, but `batch_size` users side by side: a step takes the next rating of each.
-
-    Users' rows and the sums of their feedback are their own, so that only items meet: those rows move by the sum of
-    their gradients. Feedback vectors are written when the users of a batch are done.
-
-    Args:
-        batch_size: Users; the last batch takes what is left.
-        tables, rows, order, learning_rate, l2, mean: Of `kernels.svd_plus_plus.sweep`.
-
-    Returns:
-        `(tables, total)`, as there.
-    """
-    n_users, n_items = tables.users.shape[0], tables.items.shape[0]
-    keep, step = 1 - learning_rate * l2, jnp.int32(rows.values.shape[0] > 1)
-    batches = jnp.pad(order, (0, -order.shape[0] % batch_size), constant_values=n_users).reshape(-1, batch_size)
-
-    def batch(carry, users):
-        (all_users, items, feedback, user_bias, item_bias), total = carry
-        first = rows.indptr.at[users].get(mode="clip")
-        n = rows.indptr.at[users + 1].get(mode="clip") - first
-        most, root = jnp.max(n), jnp.sqrt(jnp.maximum(n, 1).astype(jnp.float32))
-
-        def items_of(k):
-            """The k-th item of each user; one beyond the table where a user has no more."""
-            return jnp.where(k < n, rows.indices.at[first + k].get(mode="clip"), n_items)
-
-        def add_feedback(k, everything):
-            return everything + feedback.at[items_of(k)].get(mode="fill", fill_value=0)
-
-        def rating(k, carry):
-            own, of_user, everything, gained, items, item_bias, total = carry
-            i = items_of(k)
-            kept = jnp.where(k < n, keep, 1.0)
-            q, of_item = (a.at[i].get(mode="fill", fill_value=0) for a in (items, item_bias))
-            context = own + everything / root[:, None]
-            score = mean + of_user + of_item + jnp.einsum("bd,bd->b", q, context, precision=lax.Precision.HIGHEST)
-            error = jnp.where(k < n, rows.values.at[(first + k) * step].get(mode="clip") - score, 0.0)
-            pull, shrunk = learning_rate * error, kept[:, None]
-            items = items.at[i].add(pull[:, None] * context + (shrunk - 1) * q, mode="drop")
-            item_bias = item_bias.at[i].add(pull + (kept - 1) * of_item, mode="drop")
-            gain = (pull / root)[:, None] * q
-            everything = shrunk * everything + (root**2)[:, None] * gain
-            own, of_user = shrunk * own + pull[:, None] * q, kept * of_user + pull
-            return own, of_user, everything, shrunk * gained + gain, items, item_bias, total + 0.5 * jnp.sum(error**2)
-
-        own, of_user = (a.at[users].get(mode="fill", fill_value=0) for a in (all_users, user_bias))
-        everything = lax.fori_loop(0, most, add_feedback, jnp.zeros_like(own))
-        begin = own, of_user, everything, jnp.zeros_like(own), items, item_bias, total
-        own, of_user, _, gained, items, item_bias, total = lax.fori_loop(0, most, rating, begin)
-        lost = (keep ** n.astype(jnp.float32) - 1)[:, None]
-
-        def write(k, written):
-            i = items_of(k)
-            return written.at[i].add(lost * feedback.at[i].get(mode="fill", fill_value=0) + gained, mode="drop")
-
-        feedback = lax.fori_loop(0, most, write, feedback)
-        all_users, user_bias = all_users.at[users].set(own, mode="drop"), user_bias.at[users].set(of_user, mode="drop")
-        return (svd_plus_plus.Tables(all_users, items, feedback, user_bias, item_bias), total), None
-
-    (tables, total), _ = lax.scan(batch, (tables, jnp.float32(0)), batches)
-    return tables, total

@@ -14,7 +14,6 @@ from ...kernels import least_squares, sampling
 from ...kernels import svd_plus_plus as kernel
 from ...kernels.csr import CSR, SparseMatrix, entries
 from ...kernels.op import Implementation
-from . import minibatch
 from .algorithm import Algorithm, Factors, Info
 from .als import joined, ridge, separated
 from .objectives import RatingSgd
@@ -108,7 +107,7 @@ def svd_plus_plus(
     learning_rate: Any = 0.007,
     l2: Any = 0.02,
     init_std: float = 0.2,
-    batch_size: int | None = None,
+    batch_size: int = 1,
     implementation: Implementation = "auto",
 ) -> Algorithm:
     """SVD++: `r ~ mean + user_bias + item_bias + y_i . (x_u + |N(u)|^-1/2 sum over j in N(u) of z_j)`.
@@ -122,8 +121,8 @@ def svd_plus_plus(
         learning_rate: At least 0.
         l2: At least 0.
         init_std: The first vectors are normal with this standard deviation over sqrt(rank).
-        batch_size: Users side by side, in JAX, each step taking the next rating of each: for accelerators, and for
-            `vmap` over learning rates. None: one user after the other, by a kernel, which is faster on CPU.
+        batch_size: Users side by side, each step taking the next rating of each: for accelerators, and for `vmap` over
+            learning rates. One after the other, by a kernel, is faster on CPU.
         implementation: See `kernels.op.dispatch`.
 
     Returns:
@@ -147,8 +146,7 @@ def svd_plus_plus(
     """
     check_shape_parameters(rank, init_std)
     require_at_least(0, learning_rate=learning_rate, l2=l2)
-    if batch_size is not None:
-        require_at_least(1, batch_size=batch_size)
+    require_at_least(1, batch_size=batch_size)
     objective = RatingSgd(scalar(learning_rate), scalar(l2))
 
     def init(key: PRNGKeyArray, data: SparseMatrix) -> FeedbackFactors:
@@ -164,7 +162,7 @@ def svd_plus_plus(
 
 
 @functools.cache
-def _step(batch_size: int | None, implementation: Implementation) -> Callable[..., tuple[FeedbackFactors, Info]]:
+def _step(batch_size: int, implementation: Implementation) -> Callable[..., tuple[FeedbackFactors, Info]]:
     def step(key: PRNGKeyArray, state: FeedbackFactors, data: SparseMatrix) -> tuple[FeedbackFactors, Info]:
         factors = state.factors
         objective = factors.objective
@@ -172,11 +170,16 @@ def _step(batch_size: int | None, implementation: Implementation) -> Callable[..
             raise ValueError("the state was not made by svd_plus_plus")
         order = sampling.permutation(key, data.by_user.n_rows, implementation=implementation)
         tables = kernel.Tables(state.own, factors.items, state.feedback, factors.user_bias, factors.item_bias)
-        numbers = {"learning_rate": objective.learning_rate, "l2": objective.l2, "mean": factors.mean}
-        if batch_size is None:
-            new, total = kernel.sweep(tables, data.by_user, order, **numbers, implementation=implementation)
-        else:
-            new, total = minibatch.sweep_users(tables, data.by_user, order, batch_size=batch_size, **numbers)
+        new, total = kernel.sweep(
+            tables,
+            data.by_user,
+            order,
+            learning_rate=objective.learning_rate,
+            l2=objective.l2,
+            mean=factors.mean,
+            side_by_side=batch_size,
+            implementation=implementation,
+        )
         users = new.users + feedback_of(data.by_user, new.feedback)
         factors = factors._replace(users=users, items=new.items, user_bias=new.user_bias, item_bias=new.item_bias)
         return FeedbackFactors(factors, new.users, new.feedback), info_of(total, users, new.items)

@@ -149,13 +149,15 @@ def _minimised(
             implementation=implementation,
         ).x
         further = jnp.einsum("nw,nw->n", table, newton[row], precision=high) - product
-        best, least = x, loss(x, product + offsets)
-        for halvings in range(_HALVINGS):
+
+        def shorter(halvings, found):
+            best, least = found
             step = 0.5**halvings
             candidate = x + step * (newton - x)
-            found = loss(candidate, product + step * further + offsets)
-            best = jnp.where((found < least)[:, None], candidate, best)
-            least = jnp.minimum(found, least)
+            cost = loss(candidate, product + step * further + offsets)
+            return jnp.where((cost < least)[:, None], candidate, best), jnp.minimum(cost, least)
+
+        best, _ = lax.fori_loop(0, _HALVINGS, shorter, (x, loss(x, product + offsets)))
         return best
 
     x = lax.fori_loop(0, iterations, improve, jnp.zeros((n_rows, width), jnp.float32))
