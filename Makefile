@@ -4,8 +4,6 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 RUN := JAX_COMPILATION_CACHE_DIR=.cache/jax
-# Most of the suite's time is XLA's compiler: without LLVM's dearest passes it takes a fifth less.
-TEST := JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(RUN)
 # The first Python of a later version that really runs; pyenv's folders are looked through as well.
 NEWER := $(firstword $(foreach p,python3.12 python3.13 python3.14 $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python3),$(shell $(p) -c 'import sys; sys.version_info >= (3, 12) and print("$(p)")' 2>/dev/null)))
 
@@ -15,7 +13,7 @@ demo: $(VENV)/.plot
 	$(RUN) $(PY) -m affinax demo
 
 test: $(VENV)/.dev lint
-	$(TEST) $(PY) -m pytest -n 2
+	$(RUN) $(PY) -m pytest -n 2
 	@$(MAKE) --no-print-directory test-newer
 
 # The same suite on a newer Python with the newest jax, where there is one besides $(PYTHON).
@@ -24,7 +22,7 @@ test-newer:
 	    echo "the suite ran on Python 3.12 or later already"; \
 	elif [ -n "$(NEWER)" ]; then \
 	    $(MAKE) --no-print-directory VENV=.venv-newer PYTHON=$(NEWER) .venv-newer/.dev && \
-	    $(TEST)-newer .venv-newer/bin/python -m pytest -n 2; \
+	    $(RUN)-newer .venv-newer/bin/python -m pytest -n 2; \
 	else \
 	    echo "no Python 3.12 or later on this machine: the suite ran on $$($(PY) --version) alone"; \
 	fi
