@@ -236,33 +236,44 @@ def test_choose_gowalla():
 
 
 # Chosen on a validation part of the training part, by `test_choose_rankers`; each with its epochs.
-RANKERS_GOWALLA = {"bpr": (bpr(128, l2=0.01), 160), "softmax_mf": (softmax_mf(128, l2=1e-3), 28)}
+RANKERS_GOWALLA = {
+    "bpr, 128 factors": (bpr(128, l2=0.01), 160),
+    "bpr, 512 factors": (bpr(512, l2=0.01), 240),
+    "softmax_mf, 128 factors": (softmax_mf(128, l2=1e-3), 28),
+}
 
 
-def test_gowalla_by_ranking_losses():
+@pytest.mark.parametrize("name", RANKERS_GOWALLA)
+def test_gowalla_by_ranking_losses(name):
     train, test = gowalla()
-    found = {"published MF-BPR": [0.1627, 0.1378]}
-    for name, (algorithm, epochs) in RANKERS_GOWALLA.items():
-        model, history = fit(algorithm, train, key=KEY, steps=epochs)
-        means = evaluate(model, test, train=train, k=20, names=("recall", "ndcg")).means
-        found[name] = means | {"epochs": epochs, "epoch_s": float(np.median(history.seconds[1:]))}
-    record("accuracy", {"gowalla, Recall@20 / NDCG@20, ranking losses": found})
+    algorithm, epochs = RANKERS_GOWALLA[name]
+    model, history = fit(algorithm, train, key=KEY, steps=epochs)
+    means = evaluate(model, test, train=train, k=20, names=("recall", "ndcg")).means
+    found = means | {"epochs": epochs, "epoch_s": float(np.median(history.seconds[1:]))}
+    record("accuracy", {f"gowalla, Recall@20 / NDCG@20, {name}": found | {"published MF-BPR": [0.1627, 0.1378]}})
 
 
-def test_choose_rankers():
-    """Of 128 factors; the number of epochs is that after which recall on the validation part falls."""
+@pytest.mark.parametrize(
+    ("make", "rank", "l2s", "most"),
+    [
+        (bpr, 128, (0.01, 0.02, 0.03), 160),
+        (bpr, 512, (0.01,), 240),
+        (softmax_mf, 128, (1e-3, 2e-3, 5e-3), 28),
+    ],
+)
+def test_choose_rankers(make, rank, l2s, most):
+    """The number of epochs is that after which recall on the validation part falls."""
     train, valid = split_random(gowalla()[0], 0.1, seed=1)
     data, trials = train.to_device(), []
-    for make, l2s, most in ((bpr, (0.01, 0.02, 0.03), 160), (softmax_mf, (1e-3, 2e-3, 5e-3), 28)):
-        for l2 in l2s:
-            found, every = [], most // 4
+    for l2 in l2s:
+        found, every = [], most // 4
 
-            def recall(step, model, info, found=found, every=every):
-                if step % every == 0:
-                    found.append(evaluate(model, valid, train=train, k=20, names=("recall", "ndcg")).means)
+        def recall(step, model, info, found=found, every=every):
+            if step % every == 0:
+                found.append(evaluate(model, valid, train=train, k=20, names=("recall", "ndcg")).means)
 
-            fit(make(128, l2=l2), data, key=KEY, steps=most, callback=recall, progress=False)
-            best = max(range(len(found)), key=lambda k: found[k]["recall_at_20"])
-            trials.append({"loss": make.__name__, "l2": l2, "epochs": (best + 1) * every, **found[best]})
-            print(trials[-1], flush=True)
-    record("accuracy", {"gowalla, ranking losses, choice on a validation part": trials})
+        fit(make(rank, l2=l2), data, key=KEY, steps=most, callback=recall, progress=False)
+        best = max(range(len(found)), key=lambda k: found[k]["recall_at_20"])
+        trials.append({"l2": l2, "epochs": (best + 1) * every, **found[best]})
+        print(trials[-1], flush=True)
+    record("accuracy", {f"gowalla, {make.__name__}, {rank} factors, choice on a validation part": trials})
