@@ -9,8 +9,8 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 4)  # for shard_map; all else runs on the first
-# Most of the suite's time is XLA's compiler. It leaves out what makes programs fast, though not what tests run as
-# processes of their own; and what it compiled, however small, is kept on disk for the next run.
+# Most of the suite's time is XLA's compiler. Here it leaves out what makes programs fast, and what it compiled, however
+# small, is kept on disk for the next run.
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 if jax.__version_info__ < (0, 11):  # later ones do not know the flag
