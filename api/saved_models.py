@@ -20,7 +20,8 @@ from .engine.factorization import (
     RatingSgd,
     SoftmaxSgd,
 )
-from .engine.factorization.bayesian import Chain, RowPrior
+from .engine.factorization.bayesian import Chain
+from .engine.factorization.gibbs import RowPrior
 from .engine.neighbors import (
     ContentProfiles,
     GraphFilter,

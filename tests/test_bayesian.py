@@ -9,7 +9,7 @@ import pytest
 
 from affinax.engine.data import Interactions
 from affinax.engine.errors import DivergenceError
-from affinax.engine.factorization import bayesian, bayesian_mf, explicit_als, fit
+from affinax.engine.factorization import bayesian_mf, explicit_als, fit, gibbs
 from affinax.engine.retrieval import fold_in, predict, recommend, similar_items, with_history
 from affinax.kernels.csr import CSR
 
@@ -44,11 +44,11 @@ def test_rows_are_drawn_from_their_posterior(implementation):
     ratings, mean, noise = np.array([0.5, -1.0, 2.0]), np.array([0.3, -0.2, 0.4]), 1.7
     indptr = jnp.concatenate([3 * jnp.arange(n + 1, dtype=jnp.int32), jnp.full(n, 3 * n, jnp.int32)])
     rows = CSR(indptr, jnp.tile(jnp.array([0, 2, 3], jnp.int32), n), jnp.ones(1))
-    prior = bayesian.RowPrior(*(jnp.asarray(a, jnp.float32) for a in (mean, PRECISION, feedback, 1.0)))
+    prior = gibbs.RowPrior(*(jnp.asarray(a, jnp.float32) for a in (mean, PRECISION, feedback, 1.0)))
     each = jnp.tile(jnp.asarray(ratings, jnp.float32), n)
     other_rows, noise_precision = jnp.asarray(other, jnp.float32), jnp.float32(noise)
-    system = bayesian.RowSystem(rows, each, other_rows, prior, noise_precision, implementation)
-    drawn = np.asarray(bayesian.draw_rows(KEY, system))
+    system = gibbs.RowSystem(rows, each, other_rows, prior, noise_precision, implementation)
+    drawn = np.asarray(gibbs.draw_rows(KEY, system))
     table = np.column_stack([other[[0, 2, 3], :2], np.ones(3)])
     of_prior = mean + feedback[[0, 2, 3]].sum(0) / np.sqrt(3)
     posterior = PRECISION + noise * table.T @ table
@@ -63,7 +63,7 @@ def test_feedback_is_drawn_from_its_posterior():
     dense[2], x, strength = 0, rng.normal(size=(7, 3)), 1.3
     factor = jnp.asarray(np.linalg.cholesky(PRECISION), jnp.float32)
     arguments = jnp.asarray(x, jnp.float32), factor, jnp.float32(strength), rows_of(dense), rows_of(dense.T)
-    draw = jax.jit(jax.vmap(lambda key: bayesian.draw_feedback(key, *arguments, "reference")))
+    draw = jax.jit(jax.vmap(lambda key: gibbs.draw_feedback(key, *arguments, "reference")))
     drawn = draw(jax.random.split(KEY, 5000))
     f = dense / np.sqrt(np.maximum(dense.sum(1, keepdims=True), 1))
     inverse = np.linalg.inv(f.T @ f + strength * np.eye(4))
@@ -76,12 +76,12 @@ def test_mean_and_precision_are_drawn_from_a_normal_wishart():
     rng = np.random.default_rng(2)
     x, centred, n = rng.normal(size=(9, 2)) + 1, rng.normal(size=(4, 2)), 20_000
     arguments = jnp.asarray(x, jnp.float32), jnp.asarray(centred, jnp.float32)
-    shapes = bayesian.prior_shapes(9, 4, 2)[:-1]
+    shapes = gibbs.prior_shapes(9, 4, 2)[:-1]
 
     @jax.jit
     @jax.vmap
     def draw(key):
-        return bayesian.draw_normal_wishart(key, jax.random.gamma(jax.random.fold_in(key, 1), shapes), *arguments)
+        return gibbs.draw_normal_wishart(key, jax.random.gamma(jax.random.fold_in(key, 1), shapes), *arguments)
 
     means, precisions = (np.asarray(a, np.float64) for a in draw(jax.random.split(KEY, n)))
     average = x.mean(0)
