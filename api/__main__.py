@@ -75,17 +75,27 @@ def fit(
     duplicates: Duplicates = "error",
     user_features: UserFeatures = None,
     item_features: ItemFeatures = None,
+    curve: Annotated[Path | None, typer.Option(help="Also draw the loss of each step, as PNG")] = None,
     seed: Seed = 0,
 ) -> None:
     """Train an algorithm on a file and save it."""
+    from .algorithms import ALGORITHMS, named
     from .options import parse_settings, read_file
     from .recommender import Recommender
+    from .reporting import plot_history
+
+    if curve and not named(algorithm).steps:
+        stepwise = ", ".join(sorted(name for name, other in ALGORITHMS.items() if other.steps))
+        raise ValueError(f"--curve: {algorithm} is not trained in steps, so there is no curve; {stepwise} are")
 
     parameters = parse_settings(settings or [], [algorithm])[algorithm]
     tables = {"user_features": user_features, "item_features": item_features}
     interactions = read_file(file, columns, header, missing, duplicates, None, **tables)
     recommender = Recommender(algorithm, seed=seed, **parameters).fit(interactions)
     recommender.save(out)
+    if curve and recommender.history:
+        plot_history(recommender.history, curve, name=algorithm)
+        typer.echo(f"wrote {curve}")
     user = shlex.quote(str(recommender.user_ids.ids[0]))
     typer.echo(f"saved {out}; next: python -m affinax recommend {shlex.quote(str(out))} --user {user}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 import time
@@ -17,6 +18,7 @@ from rich.table import Table
 from .engine.data import Interactions
 from .kernels import (
     co_rated,
+    embedding,
     least_squares,
     neighbor_mean,
     sampling,
@@ -140,6 +142,44 @@ def _svd_plus_plus(rng: np.random.Generator, name: Implementation) -> Any:
     return svd_plus_plus.sweep(tables, data.by_user, order, learning_rate=0.01, l2=0.1, mean=3.0, implementation=name)
 
 
+def _bags(rng: np.random.Generator) -> CSR:
+    """10,000 of a thousand rows, which have many entries each, with weights."""
+    weights = jnp.asarray(rng.uniform(0.5, 2.0, 60_000), jnp.float32)
+    indices = jnp.asarray(rng.integers(-1, 1000, 60_000), jnp.int32)
+    return CSR(jnp.arange(0, 60_001, 6, dtype=jnp.int32), indices, weights)
+
+
+def _lookup(rng: np.random.Generator, name: Implementation) -> Any:
+    return embedding.lookup(_table(rng, 1000, 16), _bags(rng).indices, implementation=name)
+
+
+def _lookup_gradient(rng: np.random.Generator, name: Implementation) -> Any:
+    table, ids = _table(rng, 1000, 16), _bags(rng).indices
+    slopes = _table(rng, 60_000, 16)
+    return jax.vjp(lambda table: embedding.lookup(table, ids, implementation=name), table)[1](slopes)
+
+
+def _bag(rng: np.random.Generator, name: Implementation) -> Any:
+    return embedding.bag(_table(rng, 1000, 16), _bags(rng), mode="mean", implementation=name)
+
+
+def _bag_gradient(argument: int, rng: np.random.Generator, name: Implementation) -> Any:
+    bags, slopes = _bags(rng), _table(rng, 10_000, 16)
+
+    def total(table: jax.Array, weights: jax.Array) -> jax.Array:
+        return jnp.vdot(embedding.bag(table, bags._replace(values=weights), implementation=name), slopes)
+
+    return jax.jit(jax.grad(total, argument))(_table(rng, 1000, 16), bags.values)
+
+
+def _update(by_bags: bool, rng: np.random.Generator, name: Implementation) -> Any:
+    table, bags = _table(rng, 1000, 16), _bags(rng)
+    slots, ids = embedding.start_slots(table, "adam"), bags if by_bags else bags.indices[:10_000]
+    return embedding.update_rows(
+        table, slots, ids, _table(rng, 10_000, 16), optimizer="adam", learning_rate=0.1, implementation=name
+    )
+
+
 # Each implementation draws other numbers: what is compared is what has to be true of any.
 def _permutation(rng: np.random.Generator, name: Implementation) -> Any:
     return jnp.sort(sampling.permutation(jax.random.key(0), 100_000, implementation=name))
@@ -174,6 +214,13 @@ _CHECKS = {
     neighbor_mean.OP: _neighbor_mean,
     sgd.OP: _sgd,
     svd_plus_plus.OP: _svd_plus_plus,
+    embedding.LOOKUP: _lookup,
+    embedding.LOOKUP_GRADIENT: _lookup_gradient,
+    embedding.POOL: _bag,
+    embedding.TABLE_GRADIENT: functools.partial(_bag_gradient, 0),
+    embedding.WEIGHT_GRADIENT: functools.partial(_bag_gradient, 1),
+    embedding.UPDATE: functools.partial(_update, False),
+    embedding.UPDATE_BAGS: functools.partial(_update, True),
     sampling.PERMUTATION: _permutation,
     sampling.STAGES: _stages,
     sampling.NEGATIVES: _negatives,

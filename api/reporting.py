@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import polars as pl
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from .engine.factorization.fitting import History
 
 _SHOWN = ("ndcg", "recall", "hit_rate")
 _LABELS = {
@@ -165,6 +168,79 @@ def _draw_trials(axes: Axes, table: pl.DataFrame, name: str, metric: str) -> Non
     axes.margins(x=0.1, y=0.1)
 
 
+def plot_history(history: History, path: Path, *, name: str) -> None:
+    """The loss of every step and, where there was validation, its scores below, as PNG.
+
+    Of more than 200 steps the line is a moving mean over a fortieth of them, before the losses themselves. `history` is
+    what `fit` returned, `name` that of the algorithm.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    scores, validated = history.validation, history.validated
+    ratios = [1] if scores is None or validated is None else [3, 2]
+    figure = new_figure(7, 2.2 + 1.6 * len(ratios))
+    axes = list(figure.subplots(len(ratios), sharex=True, squeeze=False, height_ratios=ratios)[:, 0])
+    n = len(history.loss)
+    _draw_loss(axes[0], history.loss)
+    took = f"{n:,} step{'s' * (n != 1)} in {_duration(history.seconds.sum())}"
+    axes[0].set_title(f"{name}, {took}", loc="left", fontsize=10)
+    if scores is not None and validated is not None:
+        _draw_validation(axes, validated, scores)
+    if n == 1:
+        axes[0].set_xlim(0, 2)
+    axes[-1].set_xlabel("step")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[-1].xaxis.set_major_formatter("{x:,.0f}")
+    save_figure(figure, path)
+
+
+def _draw_loss(axes: Axes, loss: np.ndarray) -> None:
+    """Logarithmic where it fell by more than half, for else the start hides all that comes after it."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    steps, line = np.arange(1, len(loss) + 1), np.asarray(loss, float)
+    if len(loss) > 200:
+        axes.plot(steps, loss, color=COLORS[1], alpha=0.2, linewidth=0.7)
+        window = np.ones(len(loss) // 40)
+        line = np.convolve(loss, window, "same") / np.convolve(np.ones(len(loss)), window, "same")
+    axes.plot(steps, line, color=COLORS[1], linewidth=1.8, marker="o" if len(steps) <= 40 else "", markersize=3.5)
+    beside = {"xytext": (7, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
+    axes.annotate(_short(line[-1]), (steps[-1], line[-1]), **beside)
+    if line.min() > 0 and line.max() > 2 * line.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylabel("loss")
+    axes.margins(x=0.02)
+
+
+def _draw_validation(panels: Sequence[Axes], steps: np.ndarray, scores: np.ndarray) -> None:
+    """The best score is ringed, and its step marked in all panels."""
+    axes, best = panels[-1], int(np.argmax(scores))
+    for panel in panels:
+        panel.axvline(steps[best], color="0.85", linewidth=1, zorder=0)
+    axes.plot(steps, scores, color=COLORS[2], linewidth=1.8, marker="o" if len(steps) <= 40 else "", markersize=4)
+    axes.plot(steps[best], scores[best], "o", color="0.1", markersize=10, fillstyle="none")
+    # Above it, where no score can be.
+    side = "left" if steps[best] < 0.2 * steps[-1] else "right" if steps[best] > 0.8 * steps[-1] else "center"
+    above = {"xytext": (0, 10), "textcoords": "offset points", "ha": side, "fontsize": 9}
+    axes.annotate(f"{scores[best]:.4f} after step {steps[best]:,}", (steps[best], scores[best]), **above)
+    axes.set_ylabel("validation")
+    axes.margins(y=0.25)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure, in inches, that needs no display.
 
@@ -201,11 +277,13 @@ def draw_metrics(axes: Axes, results: Sequence[Result]) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG, making the folder where it is not there."""
+    """Writes a figure as PNG, atomically, making the folder where it is not there."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    write_atomically(path, picture.getvalue())
 
 
 def _shown(metrics: Sequence[str] | dict[str, Any]) -> list[str]:

@@ -17,6 +17,10 @@ class ModelFileError(ValueError):
     """A saved model that is cut short, altered, or not one of ours."""
 
 
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or of another model or version."""
+
+
 class DivergenceError(ArithmeticError):
     """Training met a number that is not finite.
 

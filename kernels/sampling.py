@@ -1,15 +1,17 @@
 """Random orders and random negatives, from a JAX key.
 
 The implementations draw from different generators: the same key gives the same answer on the same platform, and the
-same distribution everywhere.
+same distribution everywhere. Those named `host_…` cut minibatches: NumPy arrays, no JAX, no interpreter lock.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
@@ -124,6 +126,67 @@ def negatives(
         implementation=implementation,
         per_row=per_row,
     )
+
+
+def host_permutation(seed: np.ndarray, n: int) -> np.ndarray:
+    """The numbers `0 .. n - 1` in random order, int32, on the host and outside JAX, from a seed `[2]` uint32.
+
+    >>> sorted(host_permutation(np.array([0, 7], np.uint32), 5).tolist())
+    [0, 1, 2, 3, 4]
+    """
+    order = np.empty(n, np.int32)
+    sampling_numba._permutation(seed, order)
+    return order
+
+
+def host_negatives(n_columns: int, per_row: int, *, weights: np.ndarray | None = None) -> Callable[..., np.ndarray]:
+    """As `negatives`, on the host and outside JAX: a function `(seed, indptr, indices, rows) -> [lines, per_row]`.
+
+    Args:
+        n_columns: Columns to draw from.
+        per_row: How many for each line.
+        weights: Relative frequency of each column; uniform if None.
+
+    >>> draw = host_negatives(3, 2)
+    >>> draw(np.array([0, 7], np.uint32), np.array([0, 2], np.int32), np.array([0, 2], np.int32), np.zeros(2, np.int32))
+    array([[1, 1],
+           [1, 1]], dtype=int32)
+    """
+    columns = np.arange(n_columns, dtype=np.int32)[None]
+    cumulative = np.zeros((0, 0), np.float32)
+    if weights is not None:
+        cumulative = (np.cumsum(weights, dtype=np.float64) / np.sum(weights, dtype=np.float64)).astype(np.float32)[None]
+
+    def draw(seed: np.ndarray, indptr: np.ndarray, indices: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        found = np.empty((len(rows), per_row), np.int32)
+        pool = np.zeros(len(rows), np.int32)
+        sampling_numba._negatives(seed, indptr, indices, rows, columns, pool, cumulative, found)
+        return found
+
+    return draw
+
+
+def host_others(
+    seed: np.ndarray, indptr: np.ndarray, indices: np.ndarray, rows: np.ndarray, entries: np.ndarray, length: int
+) -> np.ndarray:
+    """Columns that a row has besides an entry, on the host and outside JAX.
+
+    Args:
+        seed: `[2]` uint32.
+        indptr: With
+        indices: sparse rows.
+        rows: The row of each line.
+        entries: The entry of each line, a place in `indices`, whose column is left out.
+        length: Columns of a line: all others of its row where they fit, in order and padded with -1, else random ones,
+            with repetition.
+
+    >>> rows = np.array([0, 3]), np.array([4, 5, 6], np.int32)
+    >>> host_others(np.array([0, 7], np.uint32), *rows, np.zeros(1, np.int32), np.array([1]), 3).tolist()
+    [[4, 6, -1]]
+    """
+    found = np.empty((len(rows), length), np.int32)
+    sampling_numba._others(seed, indptr, indices, rows, entries, found)
+    return found
 
 
 def _permutation_reference(seed: Array, *, n: int) -> Array:

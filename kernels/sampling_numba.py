@@ -192,6 +192,26 @@ def _negatives(seed, indptr, indices, rows, columns, pool_of, cumulative, found)
 
 
 @numba.njit(cache=True, nogil=True)
+def _others(seed, indptr, indices, rows, entries, found):
+    length = found.shape[1]
+    for line in range(len(rows)):
+        begin, end, own = np.int64(indptr[rows[line]]), np.int64(indptr[rows[line] + 1]), np.int64(entries[line])
+        found[line] = -1
+        if end - begin <= length + 1:
+            place = 0
+            for entry in range(begin, end):
+                if entry != own:
+                    found[line, place] = indices[entry]
+                    place += 1
+            continue
+        state = _start(seed, line)
+        for place in range(length):
+            state += np.uint64(0x9E3779B97F4A7C15)
+            entry = begin + _below(_mix(state), end - begin - 1)
+            found[line, place] = indices[entry + np.int64(entry >= own)]
+
+
+@numba.njit(cache=True, nogil=True)
 def _clear(marks, indices, begin, end):
     if len(marks):
         for k in range(begin, end):

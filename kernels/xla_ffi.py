@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numba
 import numpy as np
+from jax import lax
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.np import arrayobj
@@ -137,7 +139,13 @@ def _register(name: str, kernel: Any, arguments: tuple[types.Array, ...], result
 _handlers: list[Any] = []
 
 
-def call(name: str, kernel: Any, results: Sequence[jax.ShapeDtypeStruct], *arguments: jax.Array) -> list[jax.Array]:
+def call(
+    name: str,
+    kernel: Any,
+    results: Sequence[jax.ShapeDtypeStruct],
+    *arguments: jax.Array,
+    input_output_aliases: dict[int, int] | None = None,
+) -> list[jax.Array]:
     """Calls a Numba function on traced arrays, on CPU.
 
     Args:
@@ -146,6 +154,8 @@ def call(name: str, kernel: Any, results: Sequence[jax.ShapeDtypeStruct], *argum
             It must not raise: XLA would not see it. Under `vmap` it is called once per element.
         results: Shapes and dtypes of the results.
         *arguments: C-contiguous arrays; bfloat16 arrives as uint16.
+        input_output_aliases: Which argument lies in the memory of which result, by their numbers: such a result holds
+            the argument when the kernel begins. XLA copies the argument first where anything else still needs it.
 
     Returns:
         The results, one array each.
@@ -156,4 +166,13 @@ def call(name: str, kernel: Any, results: Sequence[jax.ShapeDtypeStruct], *argum
         tuple(_numba_type(a.shape, a.dtype) for a in arguments),
         tuple(_numba_type(r.shape, r.dtype) for r in results),
     )
-    return list(jax.ffi.ffi_call(target, list(results), vmap_method="sequential")(*arguments))
+    options = {"vmap_method": "sequential", "input_output_aliases": input_output_aliases}
+    return list(jax.ffi.ffi_call(target, list(results), **options)(*arguments))
+
+
+def or_nan(array: jax.Array, status: jax.Array) -> jax.Array:
+    """The array, its first row NaN where a kernel has not run to its end: that costs no pass over all of it."""
+    if array.size == 0:
+        return array
+    first = jnp.where(status[0] == 1, array[:1], jnp.nan)
+    return lax.dynamic_update_slice_in_dim(array, first, 0, 0)

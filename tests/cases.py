@@ -50,6 +50,16 @@ class RatingsCase(NamedTuple):
     density: float
 
 
+class EmbeddingCase(NamedTuple):
+    """Bags of rows of a table; `lengths` are their entries."""
+
+    name: str
+    lengths: tuple[int, ...]
+    n_rows: int
+    width: int
+    constant: bool = False  # one weight for all entries
+
+
 LEAST_SQUARES = (
     LeastSquaresCase("no entries", (0, 0, 0), 5, 3),
     LeastSquaresCase("one row", (7,), 9, 4, constant=True),
@@ -84,6 +94,14 @@ RATINGS = (
     RatingsCase("odd shapes", 37, 71, 5, 0.3),
     RatingsCase("k above the rows", 6, 9, 12, 0.7),
     RatingsCase("long rows", 11, 700, 3, 0.8),
+)
+
+
+EMBEDDINGS = (
+    EmbeddingCase("no entries", (0, 0, 0), 5, 3),
+    EmbeddingCase("one row", (1,), 1, 4, constant=True),
+    EmbeddingCase("odd shapes", (3, 0, 1, 11, 5), 13, 7),
+    EmbeddingCase("heavy tail", (900, 1, 0, 40, 2000, 3) + (1,) * 90, 300, 24, constant=True),
 )
 
 
@@ -148,3 +166,16 @@ def ratings_of(case: RatingsCase, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     shape = case.n_rows, case.n_columns
     return np.where(rng.random(shape) < case.density, rng.integers(1, 6, shape), 0).astype(np.float32)
+
+
+def embedding_arguments(case: EmbeddingCase, seed: int = 0) -> dict[str, np.ndarray]:
+    """Arrays of a case: few rows have most of the entries, some entries are none, and three are in no bag."""
+    rng = np.random.default_rng(seed)
+    n = sum(case.lengths) + 3
+    indices = (case.n_rows * rng.random(n) ** 3).astype(np.int32)
+    return {
+        "table": rng.normal(size=(case.n_rows, case.width)).astype(np.float32),
+        "indptr": np.concatenate([[0], np.cumsum(case.lengths)]).astype(np.int32),
+        "indices": np.where(rng.random(n) < 0.1, -1, indices).astype(np.int32),
+        "values": rng.uniform(0.5, 2.0, 1 if case.constant else n).astype(np.float32),
+    }

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_num_cpu_devices", 4)  # for shard_map; all else runs on the first
+jax.config.update("jax_num_cpu_devices", 8)  # for shard_map; all else runs on the first
 # Most of the suite's time is XLA's compiler. Here it leaves out what makes programs fast, and what it compiled, however
 # small, is kept on disk for the next run.
 jax.config.update("jax_disable_most_optimizations", True)

@@ -407,3 +407,34 @@ def _linear(theta, errors, scores, d):
         "intercept_error": errors[d] if len(theta) > d else 0.0,
         "scores": scores,
     }
+
+
+def bag(table, indptr, indices, values, mode="sum"):
+    """Sums or means by weight of the rows of each bag."""
+    table, values = table.astype(np.float64), np.broadcast_to(values.astype(np.float64), indices.shape)
+    pooled = np.zeros((len(indptr) - 1, table.shape[1]))
+    for place in range(len(pooled)):
+        mine = [k for k in range(indptr[place], indptr[place + 1]) if indices[k] >= 0]
+        for k in mine:
+            pooled[place] += values[k] * (table[indices[k]] if indices[k] < len(table) else np.nan)
+        if mode == "mean" and mine:
+            pooled[place] /= values[mine].sum()
+    return pooled
+
+
+def update_rows(table, slots, ids, gradients, optimizer, learning_rate):
+    """One step of the optimizer of each row that is named, in place."""
+    for row in np.unique(ids[(ids >= 0) & (ids < len(table))]):
+        g = gradients[ids == row].sum(0)
+        if optimizer == "sgd":
+            table[row] -= learning_rate * g
+        elif optimizer == "adam":
+            count, mean, squares = slots
+            count[row] += 1
+            mean[row] = 0.9 * mean[row] + 0.1 * g
+            squares[row] = 0.999 * squares[row] + 0.001 * g**2
+            root = np.sqrt(squares[row] / (1 - 0.999 ** count[row]))
+            table[row] -= learning_rate * mean[row] / (1 - 0.9 ** count[row]) / (root + 1e-8)
+        else:
+            slots[0][row] += g**2 if optimizer == "adagrad" else np.mean(g**2)
+            table[row] -= learning_rate * g / np.sqrt(slots[0][row] + 1e-7)

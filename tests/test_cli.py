@@ -12,8 +12,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from affinax import __version__
+from affinax import __version__, reporting
 from affinax.__main__ import main
+from affinax.engine.factorization.fitting import History
 from affinax.recommender import Recommender
 
 FAST = ["--set", "implicit-als.rank=16", "--set", "implicit-als.steps=3"]
@@ -365,3 +366,50 @@ def test_doctor_is_well():
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all is well" in done.stdout
+
+
+def test_fit_draws_a_learning_curve(run, files, tmp_path):
+    curve = tmp_path / "plots" / "curve.png"
+    arguments = ["fit", files / "ratings.csv", "--out", tmp_path / "model", "--curve", curve]
+    status, text, _ = run(*arguments, "--set", "rank=16", "--set", "steps=3")
+    assert status == 0
+    assert f"wrote {curve}" in text.replace("\n", "")
+    assert curve.read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in curve.parent.iterdir()] == ["curve.png"]
+
+    arguments = ["fit", files / "ratings.csv", "--out", tmp_path / "closed", "--curve", curve, "--algorithm", "ease"]
+    assert "--curve: ease is not trained in steps, so there is no curve; bayesian-mf, " in _error(run(*arguments))
+    assert not (tmp_path / "closed").exists()
+
+
+def _shown(figure) -> tuple[list[str], list[str]]:
+    """What is written at the axes and in them."""
+    axes = figure.axes
+    return [panel.get_ylabel() for panel in axes], [text.get_text() for panel in axes for text in panel.texts]
+
+
+def test_learning_curves(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(reporting, "save_figure", lambda figure, path: figures.append(figure))
+    steps = np.arange(1, 401)
+    noisy = History(1 + 1 / steps, np.full(400, 0.5), None, "steps")
+    reporting.plot_history(noisy, tmp_path / "curve.png", name="bpr")
+    (axes,) = figures[-1].axes
+    assert axes.get_title(loc="left") == "bpr, 400 steps in 3 min"
+    assert len(axes.lines) == 2
+    assert axes.get_yscale() == "linear"
+
+    validated = np.array([2, 4, 5])
+    history = History(
+        np.array([9e4, 5e3, 2e3, 1500, 1200.0]), np.ones(5), np.array([0.1, 0.3, 0.2]), "steps", validated
+    )
+    reporting.plot_history(history, tmp_path / "curve.png", name="implicit-als")
+    assert _shown(figures[-1]) == (["loss", "validation"], ["1,200", "0.3000 after step 4"])
+    assert figures[-1].axes[0].get_title(loc="left") == "implicit-als, 5 steps in 5.0 s"
+    assert figures[-1].axes[0].get_yscale() == "log"
+    # One step, one score, and a loss below 0 have no scale to speak of.
+    single = History(np.array([-0.5]), np.ones(1), np.array([0.1]), "steps", np.array([1]))
+    reporting.plot_history(single, tmp_path / "curve.png", name="bpr")
+    assert _shown(figures[-1]) == (["loss", "validation"], ["-0.5", "0.1000 after step 1"])
+    for figure in figures:
+        figure.savefig(tmp_path / "drawn.png")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from inspect import unwrap
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,30 +101,6 @@ def test_a_batch_is_one_step_of_optax_down_the_whole_gradient(rows, loss, optimi
 
 
 @each_optimizer
-def test_every_row_has_an_optimizer_of_its_own(optimizer):
-    rng = np.random.default_rng(0)
-    table = jnp.asarray(rng.normal(size=(6, 3)), jnp.float32)
-    slots, found = minibatch.start_slots(table, optimizer), table
-    ids = np.array([[0, 2, 2, 9], [2, 3, 0, 9], [0, 0, 0, 4]], np.int32)  # 9 is beyond the table
-    gradients = rng.normal(size=(3, 4, 3)).astype(np.float32)
-    for batch, gradient in zip(ids, gradients, strict=True):
-        found, slots = minibatch.update_rows(
-            found, slots, jnp.asarray(batch), jnp.asarray(gradient), optimizer=optimizer, learning_rate=0.1
-        )
-    rule = RULES[optimizer](0.1)
-    for row in range(6):
-        expected = table[row]
-        state = rule.init(expected)
-        for batch, gradient in zip(ids, gradients, strict=True):
-            if row in batch:
-                change, state = rule.update(jnp.asarray(gradient[batch == row].sum(0)), state)
-                expected = expected + change
-        np.testing.assert_allclose(found[row], expected, rtol=1e-5, atol=1e-6)
-        for slot, value in zip(slots, jax.tree.leaves(state), strict=True):
-            np.testing.assert_allclose(slot[row], value, rtol=1e-5, atol=1e-7)
-
-
-@each_optimizer
 def test_ratings_recover_what_was_planted(optimizer):
     x, matrix = planted(density=0.8)
     rate = {"sgd": 0.03, "adagrad": 0.2, "adam": 0.02}[optimizer]
@@ -178,11 +152,6 @@ def test_what_cannot_be_is_refused(build, options, message):
 def test_svd_plus_plus_of_no_users_at_once_is_refused():
     with pytest.raises(ValueError, match="batch_size=0 must be finite and at least 1"):
         svd_plus_plus(4, batch_size=0)
-
-
-def test_an_unknown_optimizer_is_refused():
-    with pytest.raises(ValueError, match=r"optimizer 'rmsprop' must be one of \['adagrad', 'adam', 'sgd'\]"):
-        unwrap(minibatch.optimizer_of)("rmsprop", 0.1)
 
 
 def test_a_state_without_slots_is_refused():

@@ -6,6 +6,7 @@ from .columns import kinds_of
 from .features import FeatureEncoder, Features, fit_features, select_features
 from .imputation import ColumnImputation, RatingImputation, fit_column_imputation, fit_imputation
 from .interactions import Interactions
+from .mapped import map_examples
 from .pairs import PairDesign, pair_design
 from .reading import read_interactions
 from .scaling import ValueScale, fit_scale
@@ -30,6 +31,7 @@ __all__ = [
     "fit_imputation",
     "fit_scale",
     "kinds_of",
+    "map_examples",
     "pair_design",
     "read_interactions",
     "read_side_table",

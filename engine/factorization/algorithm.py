@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
-from ...kernels.csr import SparseMatrix
 from .objectives import ExplicitObjective, ImplicitObjective, RankingSgd, RatingSgd
 
 
@@ -17,21 +17,25 @@ class Algorithm(NamedTuple):
 
     Attributes:
         init: `init(key, data) -> state`.
-        step: `step(key, state, data) -> (state, info)`: one sweep or epoch.
+        step: `step(key, state, data) -> (state, info)`: one sweep or epoch of all the data, or one of its batches. A
+            step by a batch gives the state back as it was where a number is not finite; else `fit` sees to that.
         name: What messages call it.
+        batches: `batches(data, seed) -> training.Batches` where a step takes a batch; None where it takes all the data.
     """
 
-    init: Callable[[PRNGKeyArray, SparseMatrix], Any]
-    step: Callable[[PRNGKeyArray, Any, SparseMatrix], tuple[Any, Info]]
+    init: Callable[[PRNGKeyArray, Any], Any]
+    step: Callable[[PRNGKeyArray, Any, Any], tuple[Any, Info]]
     name: str = "algorithm"
+    batches: Callable[[Any, np.ndarray], Any] | None = None
 
 
 class Info(NamedTuple):
     """What one step reports.
 
     Attributes:
-        loss: The objective after the step, summed over all interactions.
-        nonfinite: `[2]`, how many rows of the user and of the item side are not finite.
+        loss: The objective after the step, summed over all interactions; of a batch, its mean before the step.
+        nonfinite: `[2]`, how many rows of the user and of the item side are not finite; of a batch, how many arrays of
+            the gradient, and 0.
         first_bad_row: `[2]`, the first such row of each side, -1 if there is none.
     """
 

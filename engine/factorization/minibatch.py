@@ -2,82 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
+from ...kernels import embedding
 from ...kernels.csr import CSR, entries
+from ...kernels.embedding import Optimizer, Slots, update_rows
 from ...kernels.sgd import Loss, Tables, costs
 
-Optimizer = Literal["sgd", "adagrad", "adam"]
-Slots = tuple[Array, ...]
+
+def start_slots(tables: tuple[Array, Array], optimizer: Optimizer) -> Slots:
+    """What the optimizer remembers of the vectors of one side, then of its biases."""
+    vectors, biases = tables
+    return *embedding.start_slots(vectors, optimizer), *embedding.start_slots(biases, optimizer)
 
 
-def optimizer_of(name: Optimizer, learning_rate: Any) -> Any:
-    """The `optax.GradientTransformation` of that name."""
-    import optax
-
-    makers = {"sgd": optax.sgd, "adagrad": optax.adagrad, "adam": optax.adam}
-    if name not in makers:
-        raise ValueError(f"optimizer {name!r} must be one of {sorted(makers)}")
-    return makers[name](learning_rate)
-
-
-def start_slots(table: Any, name: Optimizer) -> Slots:
-    """What the optimizer remembers of each row at the start.
-
-    Args:
-        table: Arrays whose first axis are the rows.
-        name: Of the optimizer.
-
-    Returns:
-        Arrays with the same first axis: none for "sgd", the sum of squares for "adagrad", the number of updates and
-        both moments for "adam".
-    """
-    return tuple(jax.tree.leaves(jax.vmap(optimizer_of(name, 0.0).init)(table)))
-
-
-def update_rows(
-    table: Any, slots: Slots, ids: Int32[Array, " n"], gradients: Any, *, optimizer: Optimizer, learning_rate: Any
-) -> tuple[Any, Slots]:
-    """One step of an optimizer for the rows `ids`, as if every row had one of its own.
-
-    The gradients of a row that occurs several times are added first. All other rows, and what is remembered of them,
-    stay as they are: the moments of "adam" do not decay while a row is away, and its bias correction counts the
-    row's own updates.
-
-    Args:
-        table: Arrays whose first axis are the rows.
-        slots: From `start_slots`, or of the step before.
-        ids: Rows; one beyond the table is passed over.
-        gradients: Like `table`, the first axis being that of `ids`.
-        optimizer: Of `optax`, by name.
-        learning_rate: Its step length.
-
-    Returns:
-        `(table, slots)`.
-
-    >>> table, slots = update_rows(jnp.ones(3), (), jnp.array([1, 1]), jnp.ones(2), optimizer="sgd", learning_rate=0.25)
-    >>> table.tolist()
-    [1.0, 0.5, 1.0]
-    """
-    n, n_rows = ids.shape[0], jax.tree.leaves(table)[0].shape[0]
-    order = jnp.argsort(ids)
-    ids = ids[order]
-    group = jnp.cumsum(jnp.append(False, ids[1:] != ids[:-1]), dtype=jnp.int32)
-    rows = jnp.full(n, n_rows, jnp.int32).at[group].set(ids)  # those that no group has are beyond the table
-    whole = jax.tree.map(lambda g: jax.ops.segment_sum(g[order], group, n, indices_are_sorted=True), gradients)
-    rule = optimizer_of(optimizer, learning_rate)
-    structure = jax.tree.structure(jax.eval_shape(rule.init, jax.tree.map(lambda a: a[0], table)))
-    mine, remembered = jax.tree.map(lambda a: a.at[rows].get(mode="fill", fill_value=0), (table, slots))
-    change, new = jax.vmap(rule.update)(whole, jax.tree.unflatten(structure, remembered), mine)
-    table = jax.tree.map(lambda a, c: a.at[rows].add(c, mode="drop"), table, change)
-    return table, tuple(
-        slot.at[rows].set(value, mode="drop") for slot, value in zip(slots, jax.tree.leaves(new), strict=True)
+def _update(
+    tables: tuple[Array, Array], slots: Slots, ids: Array, gradients: tuple[Array, Array], **rule: Any
+) -> tuple[tuple[Array, Array], Slots]:
+    """`embedding.update_rows` of the vectors of one side and of its biases."""
+    half = len(slots) // 2
+    (vectors, of_vectors), (biases, of_biases) = (
+        update_rows(table, own, ids, gradient, **rule)
+        for table, own, gradient in zip(tables, (slots[:half], slots[half:]), gradients, strict=True)
     )
+    return (vectors, biases), of_vectors + of_biases
 
 
 def sweep(
@@ -100,13 +53,12 @@ def sweep(
     Args:
         slots: From `start_slots`, of the users and of the items.
         batch_size: Entries; the last batch takes what is left.
-        optimizer: Of `update_rows`.
+        optimizer: Of `kernels.embedding.update_rows`.
         tables, rows, order, negatives, loss, learning_rate, l2, mean, biases: Of `kernels.sgd.sweep`.
 
     Returns:
         `(tables, slots, total)`, the total being the sum of the losses, without the regularization.
     """
-    n_users, n_items = tables.users.shape[0], tables.items.shape[0]
     values = rows.values[order if rows.values.shape[0] > 1 else jnp.zeros_like(order)]
     user_of, item_of = entries(rows)[0][order], jnp.concatenate([rows.indices[order][:, None], negatives], axis=1)
     own = 1.0 if loss in ("squared", "logistic") else 0.0  # whether users' biases and the mean are part of the score
@@ -134,8 +86,8 @@ def sweep(
             user_rows, item_rows = ((vectors, jnp.zeros_like(bias)) for vectors, bias in (user_rows, item_rows))
         rule = {"optimizer": optimizer, "learning_rate": learning_rate}
         flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), item_rows)
-        by_user, user_slots = update_rows(by_user, user_slots, jnp.where(met[:, 0], users, n_users), user_rows, **rule)
-        by_item, item_slots = update_rows(by_item, item_slots, jnp.where(met, items, n_items).ravel(), flat, **rule)
+        by_user, user_slots = _update(by_user, user_slots, jnp.where(met[:, 0], users, -1), user_rows, **rule)
+        by_item, item_slots = _update(by_item, item_slots, items.ravel(), flat, **rule)
         tables = Tables(by_user[0], by_item[0], by_user[1], by_item[1])
         return (tables, (user_slots, item_slots)), total
 

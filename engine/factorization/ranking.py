@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from ...kernels import sampling, sgd
+from ...kernels import embedding, sampling, sgd
 from ...kernels.csr import CSR, SparseMatrix
 from ...kernels.op import Implementation
-from . import minibatch
 from .algorithm import Algorithm, Factors, Info
 from .objectives import BprSgd, LogisticSgd, RankingSgd, SoftmaxSgd
 from .parts import check_shape_parameters, require_at_least, scalar
@@ -34,7 +33,7 @@ def bpr(
     init_std: float = 1.0,
     hogwild: bool = False,
     batch_size: int | None = None,
-    optimizer: minibatch.Optimizer = "sgd",
+    optimizer: embedding.Optimizer = "sgd",
     implementation: Implementation = "auto",
 ) -> Algorithm:
     """Bayesian personalized ranking: what a user met above what it did not.
@@ -84,7 +83,7 @@ def logistic_mf(
     init_std: float = 1.0,
     hogwild: bool = False,
     batch_size: int | None = None,
-    optimizer: minibatch.Optimizer = "sgd",
+    optimizer: embedding.Optimizer = "sgd",
     implementation: Implementation = "auto",
 ) -> Algorithm:
     """Matrix factorization under the logistic loss: interactions against sampled negatives.
@@ -115,7 +114,7 @@ def softmax_mf(
     init_std: float = 0.3,
     hogwild: bool = False,
     batch_size: int | None = None,
-    optimizer: minibatch.Optimizer = "sgd",
+    optimizer: embedding.Optimizer = "sgd",
     implementation: Implementation = "auto",
 ) -> Algorithm:
     """Matrix factorization under a sampled softmax: the item that was met, chosen among many negatives at once.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from ...kernels import sampling, sgd
+from ...kernels import embedding, sampling, sgd
 from ...kernels.csr import CSR, SparseMatrix
 from ...kernels.op import Implementation
 from . import minibatch
@@ -25,7 +25,7 @@ class Execution(NamedTuple):
 
     hogwild: bool
     batch_size: int | None
-    optimizer: minibatch.Optimizer
+    optimizer: embedding.Optimizer
     implementation: Implementation
 
 
@@ -37,7 +37,7 @@ def biased_mf(
     init_std: float = 0.3,
     hogwild: bool = False,
     batch_size: int | None = None,
-    optimizer: minibatch.Optimizer = "sgd",
+    optimizer: embedding.Optimizer = "sgd",
     implementation: Implementation = "auto",
 ) -> Algorithm:
     """Funk's SVD with biases: `r ~ mean + user_bias + item_bias + x_u . y_i`.
@@ -56,7 +56,8 @@ def biased_mf(
             learning rates, and for programs of your own. The larger the batch, the more often it holds one user, and
             the smaller the learning rate has to be. None: one after the other, by a kernel, which is faster on CPU and
             has no like on an accelerator.
-        optimizer: Of the rows that a batch moves: "sgd", "adagrad" or "adam"; see `minibatch.update_rows`.
+        optimizer: Of the rows that a batch moves: "sgd", "adagrad", "rowwise_adagrad" or "adam"; see
+            `kernels.embedding.update_rows`.
         implementation: See `kernels.op.dispatch`.
 
     Returns:
@@ -169,7 +170,7 @@ def epoch(
 
 
 def execution_of(
-    hogwild: bool, batch_size: int | None, optimizer: minibatch.Optimizer, implementation: Implementation
+    hogwild: bool, batch_size: int | None, optimizer: embedding.Optimizer, implementation: Implementation
 ) -> Execution:
     """The execution that the options name, if they go together."""
     if batch_size is None:
@@ -177,7 +178,7 @@ def execution_of(
             raise ValueError(f"{optimizer=} moves rows by batches and needs a batch_size, such as 1024")
     else:
         require_at_least(1, batch_size=batch_size)
-        minibatch.optimizer_of(optimizer, 0.0)  # which knows the names
+        embedding.start_slots(jnp.zeros(0), optimizer)  # which knows the names
         if hogwild:
             raise ValueError(f"{batch_size=} and {hogwild=} exclude each other: a batch is one step")
     return Execution(hogwild, batch_size, optimizer, implementation)

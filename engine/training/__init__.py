@@ -1,5 +1,25 @@
-"""Training: the choice of algorithm and parameters."""
+"""Training: losses, gradient descent on any of them, checkpoints, the choice of algorithm and parameters."""
 
+from ..checkpoint import Checkpoint, latest_step, restore_checkpoint, save_checkpoint
+from . import losses
+from .batches import Batches, example_batches, pair_batches
+from .gradient_descent import Embedded, Rows, TrainingState, gradient
 from .selection import Selection, Trial, select
 
-__all__ = ["Selection", "Trial", "select"]
+__all__ = [
+    "Batches",
+    "Checkpoint",
+    "Embedded",
+    "Rows",
+    "Selection",
+    "TrainingState",
+    "Trial",
+    "example_batches",
+    "gradient",
+    "latest_step",
+    "losses",
+    "pair_batches",
+    "restore_checkpoint",
+    "save_checkpoint",
+    "select",
+]

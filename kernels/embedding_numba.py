@@ -1,0 +1,147 @@
+"""`kernels.embedding` on CPU, reading: rows asked for ahead of their use, gradients by entries sorted by row."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numba
+import numpy as np
+
+from . import huge_pages, simd, xla_ffi
+from .entries_by_row import AHEAD, LINE, ROW, RUN, add_entries, first_of_run, sort_by_row
+from .threads import WORKERS
+
+_BAGS = 32  # taken from the queue at a time
+_ZEROS = 1 << 16  # numbers set to zero at a time
+_FAST = {"contract", "reassoc", "nsz"}
+
+
+def lookup(table, ids):
+    """The Numba implementation of `embedding.LOOKUP`: bags of one."""
+    return pool(table, *one_each(ids))[0]
+
+
+def lookup_gradient(cotangent, ids, *, n_rows: int, dtype):
+    """The Numba implementation of `embedding.LOOKUP_GRADIENT`."""
+    return table_gradient(cotangent, *one_each(ids), n_rows=n_rows, dtype=dtype)
+
+
+def one_each(ids):
+    """Bags of one entry each."""
+    return jnp.arange(ids.shape[0] + 1, dtype=jnp.int32), ids, jnp.ones(1, jnp.float32)
+
+
+def pool(table, indptr, indices, values):
+    """The Numba implementation of `embedding.POOL`."""
+    n_bags = indptr.shape[0] - 1
+    results = [
+        jax.ShapeDtypeStruct((n_bags, table.shape[1]), jnp.float32),
+        jax.ShapeDtypeStruct((n_bags,), jnp.float32),
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+    ]
+    sums, totals, status = xla_ffi.call("embedding_pool", _pool, results, table, indptr, indices, values)
+    return xla_ffi.or_nan(sums, status), totals
+
+
+@numba.njit(parallel=True, nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
+def _pool(table, indptr, indices, values, sums, totals, status):
+    n_rows, width = table.shape
+    n_bags, step, last = len(totals), np.int64(len(values) > 1), len(indices) - 1
+    queue = np.zeros(1, np.int64)
+    for _worker in numba.prange(WORKERS):
+        while True:
+            first = simd.take_number(queue, 0) * _BAGS
+            if first >= n_bags:
+                break
+            for bag in range(first, min(first + _BAGS, n_bags)):
+                target, total = sums[bag], np.float32(0)
+                target[:] = 0
+                for entry in range(indptr[bag], indptr[bag + 1]):
+                    ahead = np.int64(indices[min(entry + AHEAD, last)])
+                    for place in range(0, width, LINE):
+                        simd.prefetch(table, ahead * width + place)
+                    row = indices[entry]
+                    if row < 0:
+                        continue
+                    weight = values[entry * step]
+                    total += weight
+                    if row >= n_rows:
+                        target[:] = np.nan
+                        continue
+                    source = table[row]
+                    for c in range(width):
+                        target[c] += weight * source[c]
+                totals[bag] = total
+    status[0] = 1
+
+
+def table_gradient(cotangent, indptr, indices, values, *, n_rows: int, dtype):
+    """The Numba implementation of `embedding.TABLE_GRADIENT`."""
+    results = [
+        jax.ShapeDtypeStruct((n_rows, cotangent.shape[1]), dtype),
+        jax.ShapeDtypeStruct((5 * indices.shape[0],), jnp.int32),
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+    ]
+    arguments = cotangent, indptr, indices, values
+    gradient, _, status = xla_ffi.call("embedding_table_gradient", _table_gradient, results, *arguments)
+    return xla_ffi.or_nan(gradient, status)
+
+
+@numba.njit(parallel=True, nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
+def _table_gradient(cotangent, indptr, indices, values, gradient, scratch, status):
+    n_rows, n = len(gradient), len(indices)
+    entries, bag_of = sort_by_row(indptr, indices, n_rows, scratch)
+    huge_pages.ask_for(gradient)
+    flat = gradient.reshape(-1)
+    for block in numba.prange(-(-len(flat) // _ZEROS)):
+        flat[block * _ZEROS : (block + 1) * _ZEROS] = 0
+    queue = np.zeros(1, np.int64)
+    for _worker in numba.prange(WORKERS):
+        while True:
+            first = simd.take_number(queue, 0) * RUN
+            if first >= n:
+                break
+            k = first_of_run(entries, first)
+            while k < min(first + RUN, n) and np.int64(entries[k] >> ROW) < n_rows:
+                total = gradient[np.int64(entries[k] >> ROW)]
+                k = add_entries(entries, k, bag_of, values, cotangent, total, (gradient,))
+    status[0] = 1
+
+
+def weight_gradient(table, indptr, indices, values, cotangent, of_totals):
+    """The Numba implementation of `embedding.WEIGHT_GRADIENT`."""
+    results = [jax.ShapeDtypeStruct(indices.shape, jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)]
+    arguments = table, indptr, indices, cotangent, of_totals
+    slopes, status = xla_ffi.call("embedding_weight_gradient", _weight_gradient, results, *arguments)
+    slopes = xla_ffi.or_nan(slopes, status)
+    return slopes if values.shape == slopes.shape else jnp.sum(slopes, keepdims=True)
+
+
+@numba.njit(parallel=True, nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
+def _weight_gradient(table, indptr, indices, cotangent, of_totals, slopes, status):
+    n_rows, width = table.shape
+    n_bags, last = len(of_totals), len(indices) - 1
+    slopes[: indptr[0]] = 0
+    slopes[indptr[n_bags] :] = 0
+    queue = np.zeros(1, np.int64)
+    for _worker in numba.prange(WORKERS):
+        while True:
+            first = simd.take_number(queue, 0) * _BAGS
+            if first >= n_bags:
+                break
+            for bag in range(first, min(first + _BAGS, n_bags)):
+                slope = cotangent[bag]
+                for entry in range(indptr[bag], indptr[bag + 1]):
+                    ahead = np.int64(indices[min(entry + AHEAD, last)])
+                    for place in range(0, width, LINE):
+                        simd.prefetch(table, ahead * width + place)
+                    row = indices[entry]
+                    total = of_totals[bag] if row >= 0 else np.float32(0)
+                    if row >= n_rows:
+                        total = np.float32(np.nan)
+                    elif row >= 0:
+                        source = table[row]
+                        for c in range(width):
+                            total += slope[c] * source[c]
+                    slopes[entry] = total
+    status[0] = 1

@@ -1,0 +1,128 @@
+"""Deep and cross networks, version 2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from ..kernels.op import Implementation
+from .layers import Dense, FieldEmbedding
+
+
+class DCN(nnx.Module):
+    """Cross layers `x' = x0 * (W x + b) + x` and a network, beside it or behind it.
+
+    With a `rank`, W is a mixture of experts of low rank, gated by x:
+    `x' = x + sum_i g_i(x) x0 * (U_i tanh(C_i tanh(V_i^T x)) + b)`.
+
+    Args:
+        sizes: How many ids each field has.
+        width: Of their vectors, which together are x0.
+        hidden: Layers of the network.
+        crosses: How many cross layers.
+        rank: Of W; full if None.
+        experts: Of each layer, where there is a rank.
+        structure: "parallel" or "stacked".
+        dropout: In the network.
+        init_std: Standard deviation of the first vectors.
+        dtype, param_dtype, implementation: See `layers.FieldEmbedding`.
+        rngs: Random numbers.
+
+    Source: Wang et al. 2021, "DCN V2: Improved Deep & Cross Network and Practical Lessons for Web-scale Learning to
+    Rank Systems", equations 1, 3 and 4.
+
+    >>> DCN([3, 2], width=4, hidden=[8], rngs=nnx.Rngs(0))(jnp.array([2, 1])).shape
+    ()
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        width: int = 16,
+        hidden: Sequence[int] = (64, 64),
+        crosses: int = 2,
+        rank: int | None = None,
+        experts: int = 4,
+        structure: Literal["parallel", "stacked"] = "parallel",
+        dropout: float = 0.0,
+        init_std: float = 0.01,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        implementation: Implementation = "auto",
+        rngs: nnx.Rngs,
+    ):
+        if structure not in ("parallel", "stacked"):
+            raise ValueError(f'{structure=} must be "parallel" or "stacked"')
+        if crosses < 1 or (rank is not None and (rank < 1 or experts < 1)):
+            raise ValueError(f"{crosses=}, {rank=} and {experts=} must be at least 1")
+        dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+        self.embedding = FieldEmbedding(
+            sizes, width, init_std=init_std, implementation=implementation, **dtypes, rngs=rngs
+        )
+        n = len(sizes) * width
+        cross = (
+            (lambda: Cross(n, **dtypes, rngs=rngs))
+            if rank is None
+            else (lambda: CrossMixture(n, rank, experts, **dtypes, rngs=rngs))
+        )
+        self.crosses = nnx.List(cross() for _ in range(crosses))
+        self.network = Dense([n, *hidden], dropout=dropout, **dtypes, rngs=rngs)
+        deep = hidden[-1] if hidden else n
+        self.structure = structure
+        self.end = Dense([deep + n if structure == "parallel" else deep, 1], linear_end=True, **dtypes, rngs=rngs)
+
+    def __call__(
+        self, fields: Int[Array, "*batch n_fields"], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "*batch"]:
+        """Logits; with a key there is dropout."""
+        vectors = self.embedding(fields)
+        start = vectors.reshape(*vectors.shape[:-2], -1)
+        crossed = start
+        for layer in self.crosses:
+            crossed = layer(start, crossed)
+        if self.structure == "stacked":
+            return self.end(self.network(crossed, key=key))[..., 0]
+        return self.end(jnp.concatenate([crossed, self.network(start, key=key)], axis=-1))[..., 0]
+
+
+class Cross(nnx.Module):
+    """`x0 * (W x + b) + x`."""
+
+    def __init__(self, n: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
+        self.weights = nnx.Linear(
+            n, n, dtype=dtype, param_dtype=param_dtype, preferred_element_type=jnp.float32, rngs=rngs
+        )
+
+    def __call__(self, start: Float[Array, "*batch n"], x: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+        return start * self.weights(x) + x
+
+
+class CrossMixture(nnx.Module):
+    """`x + sum_i g_i(x) x0 * (U_i tanh(C_i tanh(V_i^T x)) + b)`."""
+
+    def __init__(self, n: int, rank: int, experts: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
+        start, self.dtype = nnx.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=0), dtype
+        self.down = nnx.Param(start(rngs.params(), (experts, n, rank), param_dtype))
+        self.core = nnx.Param(start(rngs.params(), (experts, rank, rank), param_dtype))
+        self.up = nnx.Param(start(rngs.params(), (experts, rank, n), param_dtype))
+        self.bias = nnx.Param(jnp.zeros(n, param_dtype))
+        self.gates = nnx.Linear(n, experts, use_bias=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+    def __call__(self, start: Float[Array, "*batch n"], x: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+        def product(equation, a, weights):
+            if self.dtype is not None:
+                a, weights = a.astype(self.dtype), weights.astype(self.dtype)
+            return jnp.einsum(equation, a, weights, preferred_element_type=jnp.float32)
+
+        inner = jnp.tanh(product("...n,enr->...er", x, self.down[...]))
+        inner = jnp.tanh(product("...er,ers->...es", inner, self.core[...]))
+        gates = jax.nn.softmax(self.gates(x).astype(jnp.float32), axis=-1)
+        # The gates sum to 1: so the bias needs none.
+        mixed = product("...er,ern->...n", inner * gates[..., None], self.up[...])
+        return start * (mixed + jnp.broadcast_to(self.bias[...], mixed.shape)) + x
