@@ -36,6 +36,7 @@ from .engine.neighbors import (
 )
 from .engine.regression import logistic_recommender, ridge_recommender
 from .engine.training.trials import solve
+from .networks import PairRanker, TowerRetriever
 
 
 class Named(NamedTuple):
@@ -43,7 +44,8 @@ class Named(NamedTuple):
 
     Attributes:
         build: Takes the parameters; returns an `Algorithm`, or the model where there is nothing to iterate.
-        steps: Default number of steps; 0 where `build(interactions, **parameters)` is the whole training.
+        steps: Default number of steps, each a pass over the data; 0 where `build(interactions, **parameters)` is the
+            whole training.
         defaults: Parameters that differ from those of `build`.
         needs_values: Whether interactions must have values.
     """
@@ -59,20 +61,28 @@ ALGORITHMS = {
     "biased-mf": Named(biased_mf, 20, {"rank": 100}, needs_values=True),
     "bpr": Named(bpr, 100, {"rank": 64}),
     "content-profiles": Named(content_profiles, 0, {}),
+    "dcn": Named(PairRanker("DCN"), 10, {}),
+    "deepfm": Named(PairRanker("DeepFM"), 10, {}),
+    "din": Named(PairRanker("DIN"), 10, {}),
+    "dlrm": Named(PairRanker("DLRM"), 10, {}),
     "ease": Named(ease, 0, {}),
     "explicit-als": Named(explicit_als, 20, {"rank": 16, "l2": 0.1}, needs_values=True),
+    "factorization-machine": Named(PairRanker("FactorizationMachine"), 20, {}),
     "gf-cf": Named(gf_cf, 0, {}),
     "implicit-als": Named(implicit_als, 16, {"rank": 64}),
     "item-knn": Named(item_knn, 0, {}),
     "knn-baseline": Named(knn_baseline, 0, {}, needs_values=True),
     "logistic-mf": Named(logistic_mf, 50, {"rank": 64}),
     "logistic-regression": Named(logistic_recommender, 0, {}),
+    "mlp": Named(PairRanker("MLP"), 20, {"ratings": True}, needs_values=True),
+    "neumf": Named(PairRanker("NeuMF"), 20, {}),
     "popularity": Named(popularity, 0, {}),
     "random": Named(random, 0, {}),
     "ridge-regression": Named(ridge_recommender, 0, {}, needs_values=True),
     "rp3beta": Named(rp3beta, 0, {}),
     "softmax-mf": Named(softmax_mf, 20, {"rank": 64}),
     "svd-plus-plus": Named(svd_plus_plus, 20, {"rank": 20}, needs_values=True),
+    "two-tower": Named(TowerRetriever(), 20, {}),
     "user-knn": Named(user_knn, 0, {}),
 }
 
@@ -114,6 +124,9 @@ def checked_parameters(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
             has = f"it has {sorted(known)}" if known else "it has none"
             raise ValueError(f"{name} has no parameter {parameter!r}; {has}")
         annotation = "int" if parameter == "steps" else signature[parameter].annotation
+        if annotation == "Sequence[int]":
+            checked[parameter] = _whole_numbers(f"{name}: {parameter}", value)
+            continue
         if value is None and "None" in str(annotation):
             continue
         if annotation in ("int", int, "int | None"):
@@ -133,6 +146,14 @@ def checked_parameters(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{name}: {steps=} must be at least 1")
         algorithm.build(**settings)  # which checks the rest
     return checked
+
+
+def _whole_numbers(name: str, value: Any) -> tuple[int, ...]:
+    """Several from a list or from one."""
+    given = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if any(isinstance(v, bool) or not isinstance(v, numbers.Integral) or v < 1 for v in given):
+        raise ValueError(f"{name}={value!r} must be whole numbers above 0, such as 64,32")
+    return tuple(int(v) for v in given)
 
 
 def builder(name: str, interactions: Interactions) -> Callable[..., Any]:
@@ -171,4 +192,6 @@ def train(
         if idle:
             raise ValueError(f"{name} takes no steps, so that {idle} would do nothing")
         return solve(build, interactions, parameters, key), None
-    return fit(build(**parameters), interactions, key=key, steps=steps, **options)
+    model, history = fit(build(**parameters), interactions, key=key, epochs=steps, **options)
+    # What an optimizer remembers serves no answer.
+    return (model._replace(training=None) if hasattr(model, "training") else model), history

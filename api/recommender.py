@@ -16,8 +16,7 @@ from .engine.data import Interactions, Vocabulary, clean, read_interactions
 from .engine.errors import InteractionError, ModelFileError
 from .engine.evaluation import Evaluation, evaluate
 from .engine.factorization import BayesianFactors, Factors, FeedbackFactors, History
-from .engine.neighbors import ContentProfiles, GraphFilter, ItemRatings, ItemWeights
-from .engine.regression import PairRegression
+from .engine.neighbors import Popularity, Random, UserNeighbors, UserRatings
 from .engine.retrieval import fold_in, recommend, similar_items, with_history
 from .saved_models import flatten, restore
 
@@ -25,16 +24,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-_COMPARES_ITEMS = (
-    BayesianFactors,
-    ContentProfiles,
-    Factors,
-    FeedbackFactors,
-    GraphFilter,
-    ItemRatings,
-    ItemWeights,
-    PairRegression,
-)
+_COMPARES_NO_ITEMS = (Popularity, Random, UserNeighbors, UserRatings)
 
 
 class Recommender:
@@ -168,7 +158,7 @@ class Recommender:
             ValueError: A model without item vectors, or an unknown metric.
         """
         item_ids = self.item_ids
-        if not isinstance(self.model, _COMPARES_ITEMS):
+        if isinstance(self.model, _COMPARES_NO_ITEMS):
             raise ValueError(f"{self.algorithm} has neither item vectors nor item-item weights to compare")
         asked, many = _listed(items)
         ids, scores = similar_items(self.model, item_ids.resolve(asked), k, metric=metric)

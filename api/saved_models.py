@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -84,8 +85,12 @@ def flatten(model: Any, name: str = "model") -> tuple[dict[str, np.ndarray], dic
         elif isinstance(value, tuple):
             inner, fields[field] = flatten(value, f"{name}.{field}")
             arrays |= inner
-        elif isinstance(value, Comparison):
+        elif is_dataclass(value):
             fields[field] = {"type": type(value).__name__, "static": asdict(value)}
+        elif field == "network":
+            leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(value)}
+            fields[field] = {"leaves": {path: f"{name}.{field}{path}" for path in leaves}}
+            arrays |= {f"{name}.{field}{path}": np.asarray(leaf) for path, leaf in leaves.items()}
         else:
             fields[field] = f"{name}.{field}"
             arrays[fields[field]] = np.asarray(value)
@@ -104,8 +109,35 @@ def restore(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
             return None
         return restore(field, arrays) if isinstance(field, dict) else jnp.asarray(arrays[field])
 
-    kind = _KINDS[described["type"]]
+    kind = _KINDS[described["type"]] if described["type"] in _KINDS else _network_kind(described["type"])
     if "static" in described:
-        return kind(**described["static"])
-    fields = {name: value(field) for name, field in described["fields"].items()}
+        return kind(**{name: _hashable(field) for name, field in described["static"].items()})
+    parts = dict(described["fields"])
+    places = parts.pop("network")["leaves"] if "network" in parts else None
+    fields = {name: value(field) for name, field in parts.items()}
+    if places is not None:
+        fields["network"] = _filled(fields["blueprint"], {path: arrays[name] for path, name in places.items()})
     return tuple(fields.values()) if kind is tuple else kind(**fields)
+
+
+def _network_kind(name: str) -> Any:
+    from .models import recommenders
+
+    return {kind.__name__: kind for kind in recommenders.KINDS}[name]
+
+
+def _filled(blueprint: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """The network of a blueprint with these arrays."""
+
+    def leaf(path: Any, expected: Any) -> jax.Array:
+        found = arrays[jax.tree_util.keystr(path)]
+        if found.shape != expected.shape:
+            raise ValueError(f"{jax.tree_util.keystr(path)} is {found.shape} and must be {expected.shape}")
+        return jnp.asarray(found, expected.dtype)
+
+    shape = jax.eval_shape(blueprint.build, jax.random.key(0))
+    return jax.tree_util.tree_map_with_path(leaf, shape)
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(_hashable(v) for v in value) if isinstance(value, list | tuple) else value

@@ -42,7 +42,8 @@ def lookup(
     """
     _require_table(table)
     _require_ids("ids", ids, ndim=None)
-    return _lookup(table, ids.reshape(-1), implementation).reshape(*ids.shape, table.shape[1])
+    rows: Any = _lookup(table, ids.reshape(-1), implementation)
+    return rows.reshape(*ids.shape, table.shape[1])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -93,7 +94,8 @@ def bag(
     _require_bags("rows", rows)
     if mode not in get_args(Mode):
         raise ValueError(f"kernels.embedding: {mode=} must be one of {get_args(Mode)}")
-    sums, totals = _pool(table, *rows, implementation)
+    pooled: Any = _pool(table, *rows, implementation)
+    sums, totals = pooled
     if mode == "mean":
         sums = sums * jnp.where(totals == 0, 0.0, 1 / jnp.where(totals == 0, 1.0, totals))[:, None]
     return sums.astype(table.dtype)
@@ -214,10 +216,10 @@ def update_rows(
             f"kernels.embedding: slots of {[slot.shape for slot in slots]} must be {shapes}, which {optimizer=} has"
         )
     rate = jnp.asarray(learning_rate, jnp.float32)
-    table, *slots = dispatch(
+    moved, *remembered = dispatch(
         op, table, *named, gradients, rate, *slots, implementation=implementation, optimizer=optimizer
     )
-    return table, tuple(slots)
+    return moved, tuple(remembered)
 
 
 def _require_table(table: Array) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -29,11 +30,36 @@ from .two_tower import TwoTower
 _PAIRS = 1 << 14  # that a network scores at a time
 
 
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Blueprint:
+    """What a network is built from: its class, by name, and the arguments.
+
+    >>> Blueprint.of(DIN, sizes=[3, 2], width=4).build(jax.random.key(0)).embedding.sizes
+    (3, 2)
+    """
+
+    network: str
+    settings: tuple[tuple[str, Any], ...]
+
+    @classmethod
+    def of(cls, network: type[nnx.Module], **settings: Any) -> Blueprint:
+        """With lists as tuples, so that two of the same are equal."""
+        return cls(network.__name__, tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in settings.items()))
+
+    def build(self, key: PRNGKeyArray) -> Any:
+        """The network, with parameters drawn from a key."""
+        from .. import models
+
+        return getattr(models, self.network)(**dict(self.settings), rngs=nnx.Rngs(params=key))
+
+
 class PairNetwork(NamedTuple):
     """A network on the fields of a user and an item: `score(u, i) = network([fields of u, fields of i]) + mean`.
 
     Attributes:
         network: A module of this package.
+        blueprint: What it was built from.
         user_fields: `[n_users, n_user_fields]`.
         item_fields: `[n_items, n_item_fields]`.
         mean: Of the values it was trained on, 0 for clicks.
@@ -42,6 +68,7 @@ class PairNetwork(NamedTuple):
     """
 
     network: Any
+    blueprint: Blueprint
     user_fields: Int32[Array, "n_users n_user_fields"]
     item_fields: Int32[Array, "n_items n_item_fields"]
     mean: Float[Array, ""]
@@ -92,6 +119,7 @@ class TowerNetwork(NamedTuple):
     """
 
     network: Any
+    blueprint: Blueprint
     user_fields: Int32[Array, "n_users n_user_fields"]
     item_fields: Int32[Array, "n_items n_item_fields"]
     history: Int32[Array, "n_users length"] | None = None
@@ -125,10 +153,13 @@ class TowerNetwork(NamedTuple):
         return self._replace(**_newcomers(self, history))
 
 
+KINDS = (Blueprint, PairNetwork, TowerNetwork)  # what a saved model may name
+
+
 def pair_ranker(
     network: type[nnx.Module],
     *,
-    columns: Sequence[str] = (),
+    columns: Sequence[str] | str = (),
     ratings: bool = False,
     negatives: int = 4,
     length: int = 50,
@@ -163,14 +194,19 @@ def pair_ranker(
         raise ValueError(f"{l2=} must be at least 0, and {negatives=} above 0 for clicks")
     with_history, name = network is DIN, network.__name__
 
+    def blueprint(user_sizes: Sequence[int], item_sizes: Sequence[int]) -> Blueprint:
+        more = {"item_field": len(user_sizes)} if with_history else {}
+        return Blueprint.of(network, sizes=(*user_sizes, *item_sizes), **more, **settings)
+
+    nnx.eval_shape(lambda: blueprint((2,), (2,)).build(jax.random.key(0)))  # so that it refuses settings here
+
     def start(key: PRNGKeyArray, x: Interactions) -> PairNetwork:
         users, items = user_and_item_fields(_checked(x), columns)
-        more = {"item_field": len(users.sizes)} if network is DIN else {}
-        made = network(sizes=[*users.sizes, *items.sizes], rngs=nnx.Rngs(params=key), **more, **settings)
+        plan = blueprint(users.sizes, items.sizes)
         mean = np.mean(x.values) if ratings and x.values is not None else 0.0
         history = last_items(x, length) if with_history else None
         tables = (jnp.asarray(users.ids), jnp.asarray(items.ids), jnp.float32(mean))
-        return PairNetwork(made, *tables, None if history is None else jnp.asarray(history))
+        return PairNetwork(plan.build(key), plan, *tables, None if history is None else jnp.asarray(history))
 
     def loss(network: Any, batch: Any, key: PRNGKeyArray) -> Array:
         more = (batch["history"],) if with_history else ()
@@ -210,7 +246,7 @@ def pair_ranker(
 
 def tower_retriever(
     *,
-    columns: Sequence[str] = (),
+    columns: Sequence[str] | str = (),
     width: int = 64,
     hidden: Sequence[int] = (),
     users: bool = True,
@@ -249,19 +285,19 @@ def tower_retriever(
     def start(key: PRNGKeyArray, x: Interactions) -> TowerNetwork:
         of_users, of_items = user_and_item_fields(_checked(x), columns)
         first = 0 if users else 1
-        made = TwoTower(
-            of_users.sizes[first:],
-            of_items.sizes,
+        plan = Blueprint.of(
+            TwoTower,
+            user_sizes=of_users.sizes[first:],
+            item_sizes=of_items.sizes,
             width=width,
             hidden=hidden,
             history=history,
             temperature=temperature,
             dropout=dropout,
             init_std=init_std,
-            rngs=nnx.Rngs(params=key),
         )
         met = jnp.asarray(last_items(x, length)) if history else None
-        return TowerNetwork(made, jnp.asarray(of_users.ids[:, first:]), jnp.asarray(of_items.ids), met)
+        return TowerNetwork(plan.build(key), plan, jnp.asarray(of_users.ids[:, first:]), jnp.asarray(of_items.ids), met)
 
     def loss(network: TwoTower, batch: Any, key: PRNGKeyArray) -> Array:
         keys = jax.random.split(key)

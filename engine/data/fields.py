@@ -30,7 +30,7 @@ class Fields(NamedTuple):
     values: tuple[np.ndarray | None, ...]
 
 
-def user_and_item_fields(x: Interactions, columns: Sequence[str] = ()) -> tuple[Fields, Fields]:
+def user_and_item_fields(x: Interactions, columns: Sequence[str] | str = ()) -> tuple[Fields, Fields]:
     """Fields of users and of items, from their ids and from columns of their side tables.
 
     A column of texts, whole numbers or truth values is a field; one of lists is as many as the longest list is long,
@@ -38,7 +38,7 @@ def user_and_item_fields(x: Interactions, columns: Sequence[str] = ()) -> tuple[
 
     Args:
         x: With `user_features` or `item_features`, which have the columns.
-        columns: Their names; both tables may have one.
+        columns: Their names, as a sequence or a text with commas; both tables may have one.
 
     Returns:
         `(users, items)`.
@@ -54,6 +54,7 @@ def user_and_item_fields(x: Interactions, columns: Sequence[str] = ()) -> tuple[
     >>> users.names, users.sizes, users.ids.tolist(), items.sizes
     (('user', 'city'), (2, 1), [[0, 0], [1, -1]], (1,))
     """
+    columns = [part.strip() for part in columns.split(",")] if isinstance(columns, str) else columns
     tables = {"user": x.user_features, "item": x.item_features}
     there = {name for table in tables.values() if table is not None for name in table.columns}
     unknown = [column for column in columns if column not in there]

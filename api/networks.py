@@ -1,0 +1,55 @@
+"""The networks that go by name; flax is imported where one of them is used, since it takes its time."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+
+class PairRanker:
+    """`models.pair_ranker` of one network: called with settings of both, it returns the `Algorithm`.
+
+    >>> sorted(inspect.signature(PairRanker("NeuMF")).parameters)[:4]
+    ['batch_size', 'columns', 'dropout', 'hidden']
+    """
+
+    def __init__(self, network: str):
+        self._network = network
+
+    def __call__(self, **settings: Any) -> Any:
+        from . import models
+
+        return models.pair_ranker(getattr(models, self._network), **settings)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        from . import models
+        from .models.recommenders import settings_of
+
+        own = dict(inspect.signature(models.pair_ranker).parameters)
+        del own["network"], own["settings"]
+        if self._network != "DIN":
+            del own["length"]
+        if self._network == "NeuMF":
+            del own["columns"]  # it knows users and items alone
+        own |= settings_of(getattr(models, self._network))
+        return inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in own.values()])
+
+
+class TowerRetriever:
+    """`models.tower_retriever`.
+
+    >>> "temperature" in inspect.signature(TowerRetriever()).parameters
+    True
+    """
+
+    def __call__(self, **settings: Any) -> Any:
+        from . import models
+
+        return models.tower_retriever(**settings)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        from . import models
+
+        return inspect.signature(models.tower_retriever)
