@@ -52,4 +52,6 @@ class TowerRetriever:
     def __signature__(self) -> inspect.Signature:
         from . import models
 
-        return inspect.signature(models.tower_retriever)
+        own = dict(inspect.signature(models.tower_retriever).parameters)
+        del own["factors"]  # which is no setting
+        return inspect.Signature(list(own.values()))

@@ -323,6 +323,8 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, dict):
         return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
     if hasattr(value, "item") and np.ndim(value) == 0:
         return np.asarray(value).item()
     return jnp.dtype(value).name

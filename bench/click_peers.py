@@ -21,6 +21,7 @@ import copy
 import itertools
 import sys
 import time
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -81,6 +82,34 @@ def train(
         return _train(model, parts, batch_size, epochs, learning_rate, seed, patience)
     finally:
         torch.set_num_threads(others)
+
+
+def epochs(
+    name: str,
+    examples: dict[str, Any],
+    *,
+    width: int = 16,
+    hidden: tuple[int, ...] = (64, 64),
+    batch_size: int = 4096,
+    learning_rate: float = 1e-3,
+    l2: float = 0.0,
+    threads: int = 2,
+) -> Callable[[], None]:
+    """A function that trains a peer for one more epoch at each call, to be timed; see `train`."""
+    std: dict[str, float] = {}
+    model = _build(name, examples, width, hidden, l2, 0.0, 0, 2, (64, 16), std)
+    inputs, labels = _inputs(name, examples["train"])
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
+    generator = torch.Generator().manual_seed(0)
+
+    def epoch() -> None:
+        others, _ = torch.get_num_threads(), torch.set_num_threads(threads)
+        try:
+            _epoch(model, optimizer, inputs, labels, batch_size, generator)
+        finally:
+            torch.set_num_threads(others)
+
+    return epoch
 
 
 def _train(

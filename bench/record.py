@@ -16,7 +16,7 @@ import jax
 RESULTS = Path(__file__).parent / "results"
 RUNS = Path(__file__).parent.parent / ".runs"
 _OURS = ("affinax", "jax", "jaxlib", "numba", "numpy", "scipy")
-_PEERS = ("implicit", "faiss-cpu", "scikit-learn", "sparse-dot-topn", "scikit-surprise")
+_PEERS = ("implicit", "faiss-cpu", "scikit-learn", "sparse-dot-topn", "scikit-surprise", "deepctr-torch", "torch")
 _PACKAGES = _OURS + _PEERS
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from . import embedding_numba, embedding_reference, embedding_updates_numba
+from . import embedding_numba, embedding_reference, embedding_updates_numba, lookup_numba
 from .csr import CSR
 from .op import Implementation, Op, dispatch
 
@@ -254,9 +254,9 @@ def _supports(*arrays: Array, dtype: Any = jnp.float32, **static: Any) -> str | 
     return None if kinds == {"float32"} else f"tables and gradients of {sorted(kinds)} must all be float32"
 
 
-LOOKUP = Op("lookup", embedding_reference.lookup, _supports, numba=embedding_numba.lookup)
+LOOKUP = Op("lookup", embedding_reference.lookup, _supports, numba=lookup_numba.lookup)
 LOOKUP_GRADIENT = Op(
-    "lookup_gradient", embedding_reference.lookup_gradient, _supports, numba=embedding_numba.lookup_gradient
+    "lookup_gradient", embedding_reference.lookup_gradient, _supports, numba=lookup_numba.lookup_gradient
 )
 POOL = Op("bag", embedding_reference.pool, _supports, numba=embedding_numba.pool)
 TABLE_GRADIENT = Op(

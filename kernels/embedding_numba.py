@@ -1,4 +1,4 @@
-"""`kernels.embedding` on CPU, reading: rows asked for ahead of their use, gradients by entries sorted by row."""
+"""`kernels.embedding` on CPU, bags: rows asked for ahead of their use, gradients by entries sorted by row."""
 
 from __future__ import annotations
 
@@ -14,16 +14,6 @@ from .threads import WORKERS
 _BAGS = 32  # taken from the queue at a time
 _ZEROS = 1 << 16  # numbers set to zero at a time
 _FAST = {"contract", "reassoc", "nsz"}
-
-
-def lookup(table, ids):
-    """The Numba implementation of `embedding.LOOKUP`: bags of one."""
-    return pool(table, *one_each(ids))[0]
-
-
-def lookup_gradient(cotangent, ids, *, n_rows: int, dtype):
-    """The Numba implementation of `embedding.LOOKUP_GRADIENT`."""
-    return table_gradient(cotangent, *one_each(ids), n_rows=n_rows, dtype=dtype)
 
 
 def one_each(ids):

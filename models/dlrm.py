@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..kernels.op import Implementation
+from ..kernels.pair_products import pair_products
 from .layers import Dense, FieldEmbedding
 
 
@@ -51,17 +51,16 @@ class DLRM(nnx.Module):
         implementation: Implementation = "auto",
         rngs: nnx.Rngs,
     ):
-        dtypes = {"dtype": dtype, "param_dtype": param_dtype}
-        self.embedding = FieldEmbedding(
-            sizes, width, init_std=init_std, implementation=implementation, **dtypes, rngs=rngs
-        )
-        self.bottom = Dense([numbers, *bottom, width], **dtypes, rngs=rngs) if numbers else None
+        shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
+        self.implementation: Implementation = implementation
+        self.embedding = FieldEmbedding(sizes, width, init_std=init_std, **shared)
+        self.bottom = Dense([numbers, *bottom, width], **shared) if numbers else None
         n = len(sizes) + (numbers > 0)
         pairs = n * (n - 1) // 2
         if pairs == 0:
             raise ValueError(f"{sizes=} and {numbers=} give one vector and no pair; two or more are needed")
         self.network = Dense(
-            [pairs + (width if numbers else 0), *hidden, 1], dropout=dropout, linear_end=True, **dtypes, rngs=rngs
+            [pairs + (width if numbers else 0), *hidden, 1], dropout=dropout, linear_end=True, **shared
         )
 
     def __call__(
@@ -78,6 +77,5 @@ class DLRM(nnx.Module):
         if self.bottom is not None:
             parts.append(self.bottom(numbers))
             vectors = jnp.concatenate([parts[0][..., None, :].astype(vectors.dtype), vectors], axis=-2)
-        rows, columns = np.tril_indices(vectors.shape[-2], -1)
-        products = jnp.einsum("...id,...jd->...ij", vectors, vectors, preferred_element_type=jnp.float32)
-        return self.network(jnp.concatenate([*parts, products[..., rows, columns]], axis=-1), key=key)[..., 0]
+        products = pair_products(vectors, implementation=self.implementation)
+        return self.network(jnp.concatenate([*parts, products], axis=-1), key=key)[..., 0]

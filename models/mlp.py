@@ -48,13 +48,10 @@ class MLP(nnx.Module):
     ):
         if not len(sizes) and numbers < 1:
             raise ValueError(f"{sizes=} and {numbers=}: a network needs ids or numbers")
-        dtypes = {"dtype": dtype, "param_dtype": param_dtype}
-        table = {"init_std": init_std, "implementation": implementation, **dtypes}
-        self.embedding = FieldEmbedding(sizes, width, **table, rngs=rngs) if len(sizes) else None
+        shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
+        self.embedding = FieldEmbedding(sizes, width, init_std=init_std, **shared) if len(sizes) else None
         self.numbers = numbers
-        self.network = Dense(
-            [len(sizes) * width + numbers, *hidden, 1], dropout=dropout, linear_end=True, **dtypes, rngs=rngs
-        )
+        self.network = Dense([len(sizes) * width + numbers, *hidden, 1], dropout=dropout, linear_end=True, **shared)
 
     def __call__(
         self,
@@ -110,14 +107,12 @@ class NeuMF(nnx.Module):
     ):
         if len(sizes) != 2 or not len(hidden):
             raise ValueError(f"{sizes=} must be of users and items, and {hidden=} have a layer or more")
-        dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+        shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
         self.width = width
         # Both tables side by side: one lookup.
-        self.embedding = FieldEmbedding(
-            sizes, width + hidden[0], init_std=init_std, implementation=implementation, **dtypes, rngs=rngs
-        )
-        self.network = Dense([2 * hidden[0], *hidden], dropout=dropout, **dtypes, rngs=rngs)
-        self.end = Dense([width + hidden[-1], 1], linear_end=True, **dtypes, rngs=rngs)
+        self.embedding = FieldEmbedding(sizes, width + hidden[0], init_std=init_std, **shared)
+        self.network = Dense([2 * hidden[0], *hidden], dropout=dropout, **shared)
+        self.end = Dense([width + hidden[-1], 1], linear_end=True, **shared)
 
     def __call__(self, fields: Int[Array, "*batch 2"], *, key: PRNGKeyArray | None = None) -> Float[Array, "*batch"]:
         """Logits of `[user, item]`; with a key there is dropout."""

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int32, PRNGKeyArray
 from ..engine.data.fields import user_and_item_fields
 from ..engine.data.interactions import Interactions, not_interactions
 from ..engine.errors import InteractionError
-from ..engine.factorization.algorithm import Algorithm, Info
+from ..engine.factorization.algorithm import Algorithm, Factors, Info
 from ..engine.training import losses
 from ..engine.training.batches import Batches, pair_batches
 from ..engine.training.gradient_descent import TrainingState, gradient_step, start_training
@@ -47,11 +47,11 @@ class Blueprint:
         """With lists as tuples, so that two of the same are equal."""
         return cls(network.__name__, tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in settings.items()))
 
-    def build(self, key: PRNGKeyArray) -> Any:
-        """The network, with parameters drawn from a key."""
+    def build(self, key: PRNGKeyArray, **more: Any) -> Any:
+        """The network, with parameters drawn from a key, but for tables among further arguments."""
         from .. import models
 
-        return getattr(models, self.network)(**dict(self.settings), rngs=nnx.Rngs(params=key))
+        return getattr(models, self.network)(**dict(self.settings), **more, rngs=nnx.Rngs(params=key))
 
 
 class PairNetwork(NamedTuple):
@@ -115,14 +115,14 @@ class PairNetwork(NamedTuple):
 class TowerNetwork(NamedTuple):
     """Two towers: `score(u, i)` is the product of their vectors.
 
-    Attributes: As of `PairNetwork`; `network` is a `TwoTower`.
+    Attributes: As of `PairNetwork`, but that `network` is a `TwoTower` and `history` has a row for each user.
     """
 
     network: Any
     blueprint: Blueprint
     user_fields: Int32[Array, "n_users n_user_fields"]
     item_fields: Int32[Array, "n_items n_item_fields"]
-    history: Int32[Array, "n_users length"] | None = None
+    history: CSR | None = None
     training: TrainingState | None = None
 
     @property
@@ -135,8 +135,11 @@ class TowerNetwork(NamedTuple):
 
     def queries(self, users: Int32[Array, " batch"]) -> Float[Array, "batch width"]:
         """Vectors of users."""
-        fields = self.user_fields[users] if self.network.users is not None else None
-        return self.network.user(fields, None if self.history is None else self.history[users])
+        known = self.network.users is not None
+        if self.history is None:
+            return self.network.user(self.user_fields[users])
+        # Of all users, since a traced program cannot tell how long the rows of a few are.
+        return self.network.user(self.user_fields if known else None, self.history)[users]
 
     def item_table(self) -> Float[Array, "n_items width"]:
         """Vectors of items."""
@@ -150,7 +153,8 @@ class TowerNetwork(NamedTuple):
         """
         if self.history is None:
             raise ValueError("these towers know the users that they were trained on and read no histories")
-        return self._replace(**_newcomers(self, history))
+        fields = jnp.full((history.n_rows, self.user_fields.shape[1]), -1, jnp.int32)
+        return self._replace(user_fields=fields, history=history._replace(values=jnp.ones(1)))
 
 
 KINDS = (Blueprint, PairNetwork, TowerNetwork)  # what a saved model may name
@@ -254,24 +258,27 @@ def tower_retriever(
     length: int = 50,
     batch_size: int | None = None,
     learning_rate: float = 1e-3,
+    normalize: bool = True,
     temperature: float = 0.1,
     l2: float = 0.0,
     dropout: float = 0.0,
     init_std: float = 0.1,
+    factors: Factors | None = None,
 ) -> Algorithm:
     """Two towers, trained by Adam on the softmax over the items of a batch, corrected for how often each is there.
 
     Args:
         columns: Of the side tables: fields besides the ids; see `engine.data.fields`.
-        width, hidden, temperature, dropout, init_std: Of `TwoTower`.
+        width, hidden, normalize, temperature, dropout, init_std: Of `TwoTower`.
         users: Whether users have vectors of their own, besides `history` and columns.
         history: Whether users have histories: what they met before, or, without timestamps, besides.
-        length: Of these.
+        length: Of these, at most; but without timestamps a trained model reads them whole.
         batch_size: Interactions in a batch: each has the items of the others as negatives; if None 1,024, or all where
             there are fewer.
         learning_rate: Of Adam.
         l2: A batch costs `l2 / 2` times the mean squares of the vectors of its users and items, before they are
             normalized, besides.
+        factors: Vectors of users and items to begin with, such as those of ALS, of the same `width`.
 
     Returns:
         An `Algorithm` on `Interactions`, whose state is a `TowerNetwork`.
@@ -280,7 +287,9 @@ def tower_retriever(
     """
     import optax
 
-    _check(batch_size=batch_size, length=length, learning_rate=learning_rate)
+    _check(batch_size=batch_size, length=length, learning_rate=learning_rate, temperature=temperature)
+    if l2 < 0:
+        raise ValueError(f"{l2=} must be at least 0")
 
     def start(key: PRNGKeyArray, x: Interactions) -> TowerNetwork:
         of_users, of_items = user_and_item_fields(_checked(x), columns)
@@ -292,12 +301,18 @@ def tower_retriever(
             width=width,
             hidden=hidden,
             history=history,
+            normalize=normalize,
             temperature=temperature,
             dropout=dropout,
             init_std=init_std,
         )
-        met = jnp.asarray(last_items(x, length)) if history else None
-        return TowerNetwork(plan.build(key), plan, jnp.asarray(of_users.ids[:, first:]), jnp.asarray(of_items.ids), met)
+        met = _histories(x, length) if history else None
+        tables = {}
+        if factors is not None:
+            tables = {"item_table": factors.items} | ({"user_table": factors.users} if users else {})
+        return TowerNetwork(
+            plan.build(key, **tables), plan, jnp.asarray(of_users.ids[:, first:]), jnp.asarray(of_items.ids), met
+        )
 
     def loss(network: TwoTower, batch: Any, key: PRNGKeyArray) -> Array:
         keys = jax.random.split(key)
@@ -373,6 +388,15 @@ def _by_parts(score: Callable[[Array, Array], Array], users: Array, items: Array
     part = min(_PAIRS, max(n, 1))
     pairs = (jnp.pad(a, (0, -n % part)).reshape(-1, part) for a in (users, items))
     return lax.map(lambda pair: score(*pair), tuple(pairs)).reshape(-1)[:n]
+
+
+def _histories(x: Interactions, length: int) -> CSR:
+    """What each user met, last if there are timestamps, of what there is no more than `length` then."""
+    if x.timestamps is None:
+        return CSR(jnp.asarray(x.indptr.astype(np.int32)), jnp.asarray(x.items), jnp.ones(1))
+    met = last_items(x, length)
+    indptr = np.append(0, np.cumsum((met >= 0).sum(axis=1)))
+    return CSR(jnp.asarray(indptr.astype(np.int32)), jnp.asarray(met[met >= 0]), jnp.ones(1))
 
 
 def _newcomers(model: Any, rows: CSR) -> dict[str, Array]:

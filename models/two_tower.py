@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -124,10 +125,13 @@ class TwoTower(nnx.Module):
 
     def _mean(self, history: Any) -> Array:
         if isinstance(history, CSR):
-            # Items are the first field, whose rows come first.
-            return bag(self.items.table[...], history, mode="mean", implementation=self.implementation)
-        met = jnp.sum(self.items.of_field(0, history).astype(jnp.float32), axis=-2)
-        return met / jnp.maximum(jnp.sum(history >= 0, axis=-1, keepdims=True), 1).astype(jnp.float32)
+            rows, shape = history._replace(indices=self.items.rows_of_field(0, history.indices)), (history.n_rows,)
+        else:
+            shape, length = history.shape[:-1], history.shape[-1]
+            each = jnp.arange(math.prod(shape) + 1, dtype=jnp.int32) * length
+            rows = CSR(each, self.items.rows_of_field(0, history).reshape(-1), jnp.ones(1))
+        means = bag(self.items.table[...], rows, mode="mean", implementation=self.implementation)
+        return means.astype(jnp.float32).reshape(*shape, -1)
 
     def _end(self, vectors: Array, tower: Dense | None, key: PRNGKeyArray | None) -> Array:
         flat = vectors.reshape(*vectors.shape[:-2], -1)

@@ -266,7 +266,49 @@ def test_what_can_be_trained_on(tmp_path):
         afx.Recommender("popularity").fit({"user": 1})
 
 
-@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
+NETWORKS = ("dcn", "deepfm", "din", "dlrm", "factorization-machine", "mlp", "neumf", "two-tower")
+READ_HISTORIES = ("din", "two-tower")
+
+
+@pytest.mark.parametrize("algorithm", NETWORKS)
+def test_networks_by_name(algorithm, data, tmp_path):
+    small = {} if algorithm in ("factorization-machine", "two-tower") else {"hidden": 8}
+    rec = afx.Recommender(algorithm, seed=3, steps=2, width=4, batch_size=16, **small).fit(data)
+    assert rec.model.training is None
+    assert rec.recommend("user 3")["score"].is_finite().all()
+    assert rec.evaluate(data.split("leave-last")[1], k=3).means["ndcg_at_3"] >= 0
+    rec.save(tmp_path / "model")
+    again = afx.Recommender.load(tmp_path / "model")
+    assert again.recommend(["user 3", "user 0"]).equals(rec.recommend(["user 3", "user 0"]))
+    assert jax.tree.structure(again.model) == jax.tree.structure(rec.model)
+    if algorithm in READ_HISTORIES:
+        newcomer = rec.recommend(history=[TITLES[2], TITLES[4]])
+        assert not set(newcomer["item"]) & {2, 4}
+        assert again.similar_items(2).equals(rec.similar_items(2))
+    else:
+        with pytest.raises(ValueError, match="reads no histories"):
+            rec.recommend(history=[TITLES[2]])
+
+
+def test_settings_of_networks():
+    assert afx.Recommender("deepfm", hidden=[16, 8]).parameters["hidden"] == (16, 8)
+    assert {"negatives", "width", "dropout", "columns", "steps"} <= parameters_of("deepfm").keys()
+    assert not {"sizes", "rngs", "network", "length", "implementation"} & parameters_of("deepfm").keys()
+    for algorithm, settings, message in [
+        ("deepfm", {"hidden": "wide"}, "deepfm: hidden='wide' must be whole numbers above 0"),
+        ("deepfm", {"hidden": [8, 0]}, "must be whole numbers above 0"),
+        ("deepfm", {"dropout": 1.5}, r"dropout=1.5 must be in \[0, 1\)"),
+        ("neumf", {"negatives": 0}, "negatives=0 above 0 for clicks"),
+        ("two-tower", {"temperature": 0.0}, "temperature=0.0 must be above 0"),
+        ("two-tower", {"factors": None}, "two-tower has no parameter 'factors'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            afx.Recommender(algorithm, **settings)
+    with pytest.raises(ValueError, match="mlp learns from values, and these interactions have none"):
+        afx.Recommender("mlp").fit(Interactions.from_coo([0, 1], [0, 1]))
+
+
+@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS.keys() - set(NETWORKS)))
 def test_saved_and_loaded(algorithm, data, tmp_path):
     vectors = ALGORITHMS[algorithm].steps > 0
     parameters = {"rank": RANK, "steps": 3} if vectors else {}

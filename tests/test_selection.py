@@ -170,6 +170,22 @@ def test_algorithms_and_closed_forms_side_by_side(parts):
     assert found.best.algorithm in ("als", "ease")
 
 
+def test_what_is_trained_by_batches(parts):
+    from affinax import models
+
+    def machine(learning_rate):
+        kind = models.FactorizationMachine
+        return models.pair_ranker(kind, width=4, batch_size=64, learning_rate=learning_rate)
+
+    train, validation = parts
+    grid = {"machine": {"learning_rate": [1e-6, 0.05, 1e25]}}
+    found = select({"machine": machine}, grid, train, validation, key=KEY, steps=15)
+    assert [trial.parameters["learning_rate"] for trial in found.trials] == [0.05, 1e-6, 1e25]
+    assert found.trials[-1].outcome == "diverged"
+    assert 1 <= found.best.step <= 15
+    assert found.refit().n_users == train.n_users
+
+
 def test_the_winner_is_refitted_on_both_parts(parts, rated):
     found = select(
         {"als": implicit_als}, {"als": {"rank": [2], "l2": [0.01]}}, *parts, key=KEY, steps=5, progress=False

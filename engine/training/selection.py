@@ -19,7 +19,18 @@ from ..evaluation import evaluate, evaluate_ratings
 from ..evaluation.metrics import RANKING
 from ..factorization.fitting import fit
 from ..progress import Progress
-from .trials import Builder, Point, Search, Trial, groups, is_closed_form, solve, try_closed_form, try_together
+from .trials import (
+    Builder,
+    Point,
+    Search,
+    Trial,
+    groups,
+    is_closed_form,
+    solve,
+    try_by_batches,
+    try_closed_form,
+    try_together,
+)
 
 if TYPE_CHECKING:
     import polars as pl
@@ -72,7 +83,7 @@ class Selection:
         key = self._key if key is None else key
         if is_closed_form(builder):
             return solve(builder, x, best.parameters, key)
-        return fit(builder(**best.parameters), x, key=key, steps=best.step, progress=progress)[0]
+        return fit(builder(**best.parameters), x, key=key, epochs=best.step, progress=progress)[0]
 
 
 def select(
@@ -105,7 +116,8 @@ def select(
         metric: A ranking metric, such as "ndcg_at_10" or "recall_at_20", over the full catalogue without the training
             items; or "rmse" or "mae" of ratings, of which less is better.
         key: Of `jax.random`, the same for all trials; `jax.random.key(0)` if None.
-        steps: The most steps of a trial, for all algorithms or by name; closed forms take none.
+        steps: The most steps of a trial, or epochs where a step takes a batch, for all algorithms or by name; closed
+            forms take none.
         patience: At least 1.
         memory: Bytes that the states of trials trained together may take; if None, 1 GiB on an accelerator, and one
             trial at a time on CPU.
@@ -150,6 +162,9 @@ def select(
         for name, builder in algorithms.items():
             if data is None or is_closed_form(builder):
                 trials += [try_closed_form(name, builder, point, train, search) for point in points[name]]
+                continue
+            if builder(**points[name][0]).batches is not None:
+                trials += [try_by_batches(name, builder, point, most[name], train, search) for point in points[name]]
                 continue
             for traced, group in groups(builder, points[name], data):
                 trials += try_together(name, builder, traced, group, most[name], data, search)

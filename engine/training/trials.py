@@ -17,6 +17,7 @@ from jaxtyping import PRNGKeyArray
 from ...kernels.csr import SparseMatrix
 from ..data.interactions import Interactions
 from ..errors import DivergenceError
+from ..factorization.fitting import fit
 from ..progress import Progress
 
 Builder = Callable[..., Any]
@@ -30,7 +31,7 @@ class Trial(NamedTuple):
         algorithm: Its name.
         parameters: Those of the grid.
         score: The best value of the metric on the validation part; NaN if it diverged.
-        step: After how many steps it was so, or at which it diverged; 0 for a closed form.
+        step: After how many steps, or epochs of batches, it was so, or at which it diverged; 0 for a closed form.
         seconds: Training and validation; of trials trained together an equal share.
         outcome: Why it ended: "steps", "patience", "diverged" or "closed form".
     """
@@ -84,6 +85,28 @@ def try_closed_form(name: str, builder: Builder, point: Point, train: Interactio
     good, seconds = math.isfinite(found), time.perf_counter() - began
     search.bar.advance(f"{name} {found:.4f}")
     return Trial(name, point, found if good else math.nan, 0, seconds, "closed form" if good else "diverged")
+
+
+def try_by_batches(
+    name: str, builder: Builder, point: Point, epochs: int, train: Interactions, search: Search
+) -> Trial:
+    """One trial of an algorithm whose steps take batches, scored once an epoch."""
+    began, scores = time.perf_counter(), []
+
+    def score(model: Any) -> float:
+        scores.append(search.score(model))
+        search.bar.advance(f"{name}, epoch {len(scores)}: {scores[-1]:.4f}", 0)
+        return search.sign * scores[-1]
+
+    options = {"key": search.key, "epochs": epochs, "validate": score, "patience": search.patience, "progress": False}
+    try:
+        _, history = fit(builder(**point), train, **options)
+        best = int(np.argmax(search.sign * np.array(scores)))
+        found, step, ended = scores[best], min(best + 1, epochs), history.stopped
+    except DivergenceError:
+        found, step, ended = math.nan, len(scores) + 1, "diverged"
+    search.bar.advance(f"{name} {found:.4f}")
+    return Trial(name, point, found, step, time.perf_counter() - began, ended)
 
 
 def groups(builder: Builder, points: list[Point], data: SparseMatrix) -> list[tuple[list[str], list[Point]]]:

@@ -1,0 +1,150 @@
+"""Models of click-through rates against DeepCTR-Torch's, and a DLRM of PyTorch's, on MovieLens 1M.
+
+A rating of 4 or more is a click; the split is random, 8:1:1, the same for both. Both have vectors of 16, a network of
+64 and 64, batches of 4,096 and Adam; learning rate and l2 are each side's own, chosen on the validation part among the
+same few by `test_choose`, as is the epoch that is tested.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from affinax import models
+from affinax.engine.evaluation import evaluate_clicks
+from affinax.engine.factorization import fit
+from affinax.engine.training import example_batches, gradient, losses
+
+from .click_data import movielens_clicks
+from .measure import take_turns
+from .record import record
+
+KEY = jax.random.key(0)
+BATCH = 4096
+MODELS = {
+    "FM": models.FactorizationMachine,
+    "DeepFM": models.DeepFM,
+    "DCN": models.DCN,
+    "DLRM": models.DLRM,
+    "DIN": models.DIN,
+}
+# learning_rate, l2 and the most epochs of ours and of the peer: the best of `test_choose` on the validation part
+CHOSEN: dict[str, dict[str, dict[str, float]]] = {}
+GRID = [{"learning_rate": rate, "l2": l2} for l2 in (0.01, 0.1) for rate in (0.003, 0.01)]
+EPOCHS = {"FM": 12, "DeepFM": 12, "DCN": 12, "DLRM": 12, "DIN": 2}
+TIMED = {"DIN": 4}  # batches of a timed epoch, else 40
+
+each_model = pytest.mark.parametrize("name", MODELS)
+
+
+@pytest.fixture(scope="module")
+def examples() -> dict[str, Any]:
+    return movielens_clicks()
+
+
+def inputs(name: str) -> tuple[str, ...]:
+    return ("fields", "history") if name == "DIN" else ("fields",)
+
+
+def algorithm(name: str, examples: dict[str, Any], learning_rate: float, l2: float):
+    """A batch costs `l2 / batch size` times the squares of the table besides its mean log loss, as with the peers."""
+    item = {"item_field": examples["item_field"]} if name == "DIN" else {}
+
+    def loss(model, batch, key):
+        return losses.binary_cross_entropy(model(*(batch[part] for part in inputs(name))), batch["labels"])
+
+    def of_tables(parameters):
+        return jax.tree_util.tree_map_with_path(lambda path, _: "table" in jax.tree_util.keystr(path), parameters)
+
+    optimizer = optax.chain(optax.add_decayed_weights(2 * l2 / BATCH, of_tables), optax.adam(learning_rate))
+    build = functools.partial(MODELS[name], examples["sizes"], **item)
+    return gradient(loss, optimizer, example_batches(BATCH), init=lambda key: build(rngs=nnx.Rngs(params=key)))
+
+
+def train(name: str, examples: dict[str, Any], *, learning_rate: float, l2: float, epochs: int, patience: int):
+    """Ours, as `click_peers.train` trains a peer, and the share of the time that steps wait for their batches."""
+    forward = jax.jit(lambda model, *given: model(*given))
+
+    def found(part: str, state: Any) -> dict[str, float]:
+        arrays = [examples[part][of] for of in inputs(name)]
+        n = len(arrays[0])
+        logits = [
+            forward(state.parameters, *(a[first : first + BATCH] for a in arrays)) for first in range(0, n, BATCH)
+        ]
+        return evaluate_clicks(examples[part]["labels"], np.concatenate(logits))
+
+    state, history = fit(
+        algorithm(name, examples, learning_rate, l2),
+        {part: examples["train"][part] for part in (*inputs(name), "labels")},
+        key=KEY,
+        epochs=epochs,
+        validate=lambda state: found("validation", state)["auc"],
+        patience=patience,
+        progress=False,
+    )
+    seconds = float(history.seconds[1:].sum())
+    return {
+        **found("test", state),
+        "validation_auc": history.validation.tolist(),
+        "waiting for batches, share": history.waited / (history.waited + seconds),
+    }
+
+
+@each_model
+def test_choose(name, examples):
+    click_peers = pytest.importorskip("bench.click_peers")
+    trials = {}
+    for side, trained in {"affinax": train, "peer": functools.partial(click_peers.train, threads=1)}.items():
+        trials[side] = []
+        for settings in GRID:
+            found = trained(name, examples, **settings, epochs=EPOCHS[name], patience=1)
+            trials[side].append(settings | {"validation_auc": found["validation_auc"]})
+        trials[side].sort(key=lambda trial: -max(trial["validation_auc"]))
+    record("clicks", {f"{name}, choice on the validation part": trials})
+
+
+@each_model
+def test_accuracy(name, examples):
+    click_peers = pytest.importorskip("bench.click_peers")
+    ours, theirs = (CHOSEN[name][side] | {"epochs": EPOCHS[name], "patience": 1} for side in ("affinax", "peer"))
+    results = {
+        "affinax": CHOSEN[name]["affinax"] | train(name, examples, **ours),
+        "peer": CHOSEN[name]["peer"] | click_peers.train(name, examples, **theirs, threads=1),
+    }
+    results["affinax less the peer, AUC"] = results["affinax"]["auc"] - results["peer"]["auc"]
+    record("clicks", {f"{name}, accuracy": results})
+
+
+@each_model
+def test_speed(benchmark, name, examples):
+    """Epochs of fewer examples, in turns; the peer on one thread and on two, and the faster of them counts."""
+    click_peers = pytest.importorskip("bench.click_peers")
+    n = BATCH * TIMED.get(name, 40)
+    part = examples | {"train": {of: array[:n] for of, array in examples["train"].items()}}
+    data = {of: part["train"][of] for of in (*inputs(name), "labels")}
+    ours = algorithm(name, examples, 0.003, 0.01)
+    state, _ = fit(ours, data, key=KEY, epochs=1, progress=False)
+    waited = []
+
+    def epoch() -> None:
+        began = time.perf_counter()
+        _, history = fit(ours, data, key=KEY, epochs=1, state=state, progress=False)
+        waited.append(history.waited / (time.perf_counter() - began))
+
+    calls: dict[str, Callable[[], Any]] = {"affinax": epoch}
+    for threads in (1, 2):
+        theirs = click_peers.epochs(name, part, l2=0.01, threads=threads)
+        calls[f"peer, {threads} thread{'s' * (threads > 1)}"] = theirs
+    seconds = take_turns(benchmark, calls, rounds=3 if name == "DIN" else 7, pause=0.3)
+    speeds = {f"{who}, examples/s": n / took for who, took in seconds.items()}
+    mine, *others = speeds.values()
+    found = speeds | {"affinax over the faster": mine / max(others), "waiting for batches, share": np.median(waited)}
+    record("clicks", {f"{name}, speed": found})
