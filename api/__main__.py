@@ -76,6 +76,9 @@ def fit(
     user_features: UserFeatures = None,
     item_features: ItemFeatures = None,
     curve: Annotated[Path | None, typer.Option(help="Also draw the loss of each step, as PNG")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder to keep training in as it goes: the same command goes on from there")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Train an algorithm on a file and save it."""
@@ -91,7 +94,8 @@ def fit(
     parameters = parse_settings(settings or [], [algorithm])[algorithm]
     tables = {"user_features": user_features, "item_features": item_features}
     interactions = read_file(file, columns, header, missing, duplicates, None, **tables)
-    recommender = Recommender(algorithm, seed=seed, **parameters).fit(interactions)
+    options = {} if checkpoint is None else {"checkpoint": checkpoint}
+    recommender = Recommender(algorithm, seed=seed, **parameters).fit(interactions, **options)
     recommender.save(out)
     if curve and recommender.history:
         plot_history(recommender.history, curve, name=algorithm)

@@ -85,7 +85,7 @@ def flatten(model: Any, name: str = "model") -> tuple[dict[str, np.ndarray], dic
         elif isinstance(value, tuple):
             inner, fields[field] = flatten(value, f"{name}.{field}")
             arrays |= inner
-        elif is_dataclass(value):
+        elif is_dataclass(value) and not isinstance(value, type):
             fields[field] = {"type": type(value).__name__, "static": asdict(value)}
         elif field == "network":
             leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(value)}
@@ -121,9 +121,9 @@ def restore(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
 
 
 def _network_kind(name: str) -> Any:
-    from .models import recommenders
+    from .models import trained
 
-    return {kind.__name__: kind for kind in recommenders.KINDS}[name]
+    return {kind.__name__: kind for kind in trained.KINDS}[name]
 
 
 def _filled(blueprint: Any, arrays: dict[str, np.ndarray]) -> Any:

@@ -56,7 +56,7 @@ def _layer(x: Array, weights: Array, bias: Array, relu: bool, implementation: Im
 
 
 def _layer_forward(x: Array, weights: Array, bias: Array, relu: bool, implementation: Implementation):
-    y = _layer(x, weights, bias, relu, implementation)
+    y: Any = _layer(x, weights, bias, relu, implementation)
     return y, (x, weights, y if relu else y[:0], bias[:0])
 
 

@@ -5,8 +5,9 @@ from .din import DIN
 from .dlrm import DLRM
 from .factorization_machine import DeepFM, FactorizationMachine
 from .mlp import MLP, NeuMF
-from .recommenders import PairNetwork, TowerNetwork, pair_ranker, tower_retriever
+from .recommenders import pair_ranker, tower_retriever
 from .sharding import partition_specs, shardings
+from .trained import PairNetwork, TowerNetwork
 from .two_tower import TwoTower
 
 __all__ = [

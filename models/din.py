@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..kernels.dense import layer
 from ..kernels.op import Implementation
-from .layers import Dense, FieldEmbedding
+from .layers import Dense, FieldEmbedding, Linear
 
 
 class DIN(nnx.Module):
@@ -57,11 +57,11 @@ class DIN(nnx.Module):
             raise ValueError(f"{attention=} must have a layer or more")
         dtypes = {"dtype": dtype, "param_dtype": param_dtype}
         self.item_field = item_field
+        self.implementation: Implementation = implementation
         shared = {**dtypes, "implementation": implementation, "rngs": rngs}
         self.embedding = FieldEmbedding(sizes, width, init_std=init_std, **shared)
-        linear = {"use_bias": False, "preferred_element_type": jnp.float32, **dtypes, "rngs": rngs}
-        self.of_query = nnx.Linear(width, attention[0], preferred_element_type=jnp.float32, **dtypes, rngs=rngs)
-        self.of_met = nnx.Linear(2 * width, attention[0], **linear)
+        self.of_query = Linear(width, attention[0], **shared)
+        self.of_met = nnx.Linear(2 * width, attention[0], use_bias=False, **dtypes, rngs=rngs)
         self.attention = Dense([*attention, 1], linear_end=True, **shared)
         self.network = Dense([(len(sizes) + 1) * width, *hidden, 1], dropout=dropout, linear_end=True, **shared)
 
@@ -85,7 +85,7 @@ class DIN(nnx.Module):
                 self.of_query.bias[...],
             ),
             relu=True,
-            implementation=self.attention.layers[0].implementation,
+            implementation=self.implementation,
         )
         weights = jnp.where(history >= 0, self.attention(first)[..., 0], 0.0)
         interest = jnp.sum(weights[..., None] * met.astype(jnp.float32), axis=-2)

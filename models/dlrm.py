@@ -74,7 +74,7 @@ class DLRM(nnx.Module):
         vectors, parts = self.embedding(fields), []
         if (numbers is None) != (self.bottom is None):
             raise ValueError(f"the model was made {'without' if self.bottom is None else 'with'} numbers")
-        if self.bottom is not None:
+        if self.bottom is not None and numbers is not None:
             parts.append(self.bottom(numbers))
             vectors = jnp.concatenate([parts[0][..., None, :].astype(vectors.dtype), vectors], axis=-2)
         products = pair_products(vectors, implementation=self.implementation)

@@ -57,7 +57,7 @@ class FieldEmbedding(nnx.Module):
             raise ValueError(f"{sizes=} must name one field or more, each with an id or more, and {width=} be above 0")
         self.sizes = tuple(int(size) for size in sizes)
         self.dtype = dtype
-        self.implementation = implementation
+        self.implementation: Implementation = implementation
         n_rows = -(-sum(self.sizes) // _ROWS) * _ROWS
         self.table = nnx.Param(init_std * jax.random.normal(rngs.params(), (n_rows, width), param_dtype))
 
@@ -121,7 +121,8 @@ class Linear(nnx.Module):
         start = nnx.initializers.lecun_normal() if kernel_init is None else kernel_init
         self.kernel = nnx.Param(start(rngs.params(), (n_in, n_out), param_dtype))
         self.bias = nnx.Param(nnx.initializers.zeros(rngs.params(), (n_out,), param_dtype))
-        self.dtype, self.implementation = dtype, implementation
+        self.dtype = dtype
+        self.implementation: Implementation = implementation
 
     def __call__(self, x: Float[Array, "*batch n_in"], *, relu: bool = False) -> Float[Array, "*batch n_out"]:
         """What it is, or the numbers above 0 of it."""

@@ -61,8 +61,10 @@ class MLP(nnx.Module):
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "*batch"]:
         """Logits, or predicted values; with a key there is dropout."""
+        if (fields is None) != (self.embedding is None):
+            raise ValueError(f"the model was made {'without' if self.embedding is None else 'with'} fields of ids")
         parts = []
-        if self.embedding is not None:
+        if self.embedding is not None and fields is not None:
             vectors = self.embedding(fields)
             parts.append(vectors.reshape(*vectors.shape[:-2], -1))
         if (numbers is None) != (self.numbers == 0):

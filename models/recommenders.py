@@ -1,19 +1,16 @@
-"""Networks as recommenders: trained on interactions by `fit`, answering like any other model."""
+"""Networks as recommenders: algorithms that train them on interactions."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
-from jax.core import Tracer
-from jaxtyping import Array, Float, Int32, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from ..engine.data.fields import user_and_item_fields
 from ..engine.data.interactions import Interactions, not_interactions
@@ -25,139 +22,8 @@ from ..engine.training.gradient_descent import TrainingState, gradient_step, sta
 from ..engine.training.histories import last_items
 from ..kernels.csr import CSR
 from .din import DIN
+from .trained import Blueprint, PairNetwork, TowerNetwork
 from .two_tower import TwoTower
-
-_PAIRS = 1 << 14  # that a network scores at a time
-
-
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class Blueprint:
-    """What a network is built from: its class, by name, and the arguments.
-
-    >>> Blueprint.of(DIN, sizes=[3, 2], width=4).build(jax.random.key(0)).embedding.sizes
-    (3, 2)
-    """
-
-    network: str
-    settings: tuple[tuple[str, Any], ...]
-
-    @classmethod
-    def of(cls, network: type[nnx.Module], **settings: Any) -> Blueprint:
-        """With lists as tuples, so that two of the same are equal."""
-        return cls(network.__name__, tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in settings.items()))
-
-    def build(self, key: PRNGKeyArray, **more: Any) -> Any:
-        """The network, with parameters drawn from a key, but for tables among further arguments."""
-        from .. import models
-
-        return getattr(models, self.network)(**dict(self.settings), **more, rngs=nnx.Rngs(params=key))
-
-
-class PairNetwork(NamedTuple):
-    """A network on the fields of a user and an item: `score(u, i) = network([fields of u, fields of i]) + mean`.
-
-    Attributes:
-        network: A module of this package.
-        blueprint: What it was built from.
-        user_fields: `[n_users, n_user_fields]`.
-        item_fields: `[n_items, n_item_fields]`.
-        mean: Of the values it was trained on, 0 for clicks.
-        history: `[n_users, length]`, what each user met, padded with -1; or None.
-        training: State of the optimizer, which no score needs, or None.
-    """
-
-    network: Any
-    blueprint: Blueprint
-    user_fields: Int32[Array, "n_users n_user_fields"]
-    item_fields: Int32[Array, "n_items n_item_fields"]
-    mean: Float[Array, ""]
-    history: Int32[Array, "n_users length"] | None = None
-    training: TrainingState | None = None
-
-    @property
-    def n_users(self) -> int:
-        return self.user_fields.shape[0]
-
-    @property
-    def n_items(self) -> int:
-        return self.item_fields.shape[0]
-
-    def pair_scores(self, users: Int32[Array, " batch"], items: Int32[Array, " batch"]) -> Float[Array, " batch"]:
-        """The scores of pairs."""
-        return _by_parts(self._forward, users, items)
-
-    def scores(self, users: Int32[Array, " batch"]) -> Float[Array, "batch n_items"]:
-        """The scores of all items for some users."""
-        shape = users.shape[0], self.n_items
-        items = jnp.broadcast_to(jnp.arange(self.n_items, dtype=jnp.int32), shape)
-        return _by_parts(self._forward, jnp.repeat(users, self.n_items), items.reshape(-1)).reshape(shape)
-
-    def with_history(self, history: CSR) -> PairNetwork:
-        """The same network for newcomers, whose own fields are missing.
-
-        Raises:
-            ValueError: A network that reads no histories: it knows nothing of newcomers.
-        """
-        if self.history is None:
-            raise ValueError(
-                f"{type(self.network).__name__} knows the users that it was trained on and reads no histories: train "
-                "it anew with the newcomers, or choose din, two-tower or a factorization"
-            )
-        return self._replace(**_newcomers(self, history))
-
-    def _forward(self, users: Array, items: Array) -> Array:
-        fields = jnp.concatenate([self.user_fields[users], self.item_fields[items]], axis=-1)
-        more = () if self.history is None else (self.history[users],)
-        return self.network(fields, *more).astype(jnp.float32) + self.mean
-
-
-class TowerNetwork(NamedTuple):
-    """Two towers: `score(u, i)` is the product of their vectors.
-
-    Attributes: As of `PairNetwork`, but that `network` is a `TwoTower` and `history` has a row for each user.
-    """
-
-    network: Any
-    blueprint: Blueprint
-    user_fields: Int32[Array, "n_users n_user_fields"]
-    item_fields: Int32[Array, "n_items n_item_fields"]
-    history: CSR | None = None
-    training: TrainingState | None = None
-
-    @property
-    def n_users(self) -> int:
-        return self.user_fields.shape[0]
-
-    @property
-    def n_items(self) -> int:
-        return self.item_fields.shape[0]
-
-    def queries(self, users: Int32[Array, " batch"]) -> Float[Array, "batch width"]:
-        """Vectors of users."""
-        known = self.network.users is not None
-        if self.history is None:
-            return self.network.user(self.user_fields[users])
-        # Of all users, since a traced program cannot tell how long the rows of a few are.
-        return self.network.user(self.user_fields if known else None, self.history)[users]
-
-    def item_table(self) -> Float[Array, "n_items width"]:
-        """Vectors of items."""
-        return self.network.item(self.item_fields)
-
-    def with_history(self, history: CSR) -> TowerNetwork:
-        """The same towers for newcomers, whose own fields are missing.
-
-        Raises:
-            ValueError: Towers without histories.
-        """
-        if self.history is None:
-            raise ValueError("these towers know the users that they were trained on and read no histories")
-        fields = jnp.full((history.n_rows, self.user_fields.shape[1]), -1, jnp.int32)
-        return self._replace(user_fields=fields, history=history._replace(values=jnp.ones(1)))
-
-
-KINDS = (Blueprint, PairNetwork, TowerNetwork)  # what a saved model may name
 
 
 def pair_ranker(
@@ -382,14 +248,6 @@ def _with_state(model: Any, state: TrainingState) -> Any:
     return model._replace(network=state.parameters, training=state._replace(parameters=None))
 
 
-def _by_parts(score: Callable[[Array, Array], Array], users: Array, items: Array) -> Array:
-    """Scores of pairs, a number of them at a time."""
-    n = users.shape[0]
-    part = min(_PAIRS, max(n, 1))
-    pairs = (jnp.pad(a, (0, -n % part)).reshape(-1, part) for a in (users, items))
-    return lax.map(lambda pair: score(*pair), tuple(pairs)).reshape(-1)[:n]
-
-
 def _histories(x: Interactions, length: int) -> CSR:
     """What each user met, last if there are timestamps, of what there is no more than `length` then."""
     if x.timestamps is None:
@@ -397,18 +255,6 @@ def _histories(x: Interactions, length: int) -> CSR:
     met = last_items(x, length)
     indptr = np.append(0, np.cumsum((met >= 0).sum(axis=1)))
     return CSR(jnp.asarray(indptr.astype(np.int32)), jnp.asarray(met[met >= 0]), jnp.ones(1))
-
-
-def _newcomers(model: Any, rows: CSR) -> dict[str, Array]:
-    """Fields and histories of newcomers: all that each met; in a trace, the last of each as many as in training."""
-    length = model.history.shape[1]
-    if not isinstance(rows.indptr, Tracer):
-        length = max(int(np.diff(np.asarray(rows.indptr)).max(initial=0)), 1)
-    places = rows.indptr[1:, None] + jnp.arange(-length, 0, dtype=jnp.int32)[None, :]
-    there = places >= rows.indptr[:-1, None]
-    items = rows.indices[jnp.maximum(places, 0)] if rows.nnz else jnp.zeros(places.shape, jnp.int32)
-    fields = jnp.full((rows.n_rows, model.user_fields.shape[1]), -1, jnp.int32)
-    return {"user_fields": fields, "history": jnp.where(there, items, -1)}
 
 
 def _squares(network: Any, fields: Array) -> Array:

@@ -413,3 +413,25 @@ def test_learning_curves(tmp_path, monkeypatch):
     assert _shown(figures[-1]) == (["loss", "validation"], ["-0.5", "0.1000 after step 1"])
     for figure in figures:
         figure.savefig(tmp_path / "drawn.png")
+
+
+def test_fit_goes_on_from_a_checkpoint(run, files, tmp_path):
+    command = [
+        "fit",
+        files / "ratings.csv",
+        "--algorithm",
+        "implicit-als",
+        "--set",
+        "rank=4",
+        "--out",
+        tmp_path / "model",
+    ]
+    kept = ["--checkpoint", tmp_path / "run"]
+    assert run(*command, *kept, "--set", "steps=2")[0] == 0
+    assert sorted(path.name[:17] for path in (tmp_path / "run").iterdir()) == ["step-000000000001", "step-000000000002"]
+    assert run(*command, *kept, "--set", "steps=4")[0] == 0
+    assert (tmp_path / "run" / "step-000000000004").exists() or any((tmp_path / "run").glob("step-000000000004*"))
+    message = _error(run(*command, *kept, "--seed", 1))
+    assert "holds a run with key=" in message
+    message = _error(run("fit", files / "ratings.csv", "--algorithm", "ease", "--out", tmp_path / "e", *kept))
+    assert "ease takes no steps, so that ['checkpoint'] would do nothing" in message

@@ -400,7 +400,7 @@ def test_als_is_a_layer_that_optax_trains():
 
 QUICK = {"batch_size": 32, "learning_rate": 0.02}
 ALGORITHMS = {
-    "NeuMF": lambda **o: models.pair_ranker(models.NeuMF, width=8, **QUICK, **o),
+    "NeuMF": lambda **o: models.pair_ranker(models.NeuMF, width=8, init_std=0.1, **QUICK, **o),
     "FactorizationMachine": lambda **o: models.pair_ranker(models.FactorizationMachine, width=8, **QUICK, **o),
     "DIN": lambda **o: models.pair_ranker(models.DIN, width=8, length=5, **QUICK, **o),
     "TwoTower": lambda **o: models.tower_retriever(width=8, length=5, temperature=0.2, **QUICK, **o),

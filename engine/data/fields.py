@@ -68,7 +68,8 @@ def user_and_item_fields(x: Interactions, columns: Sequence[str] | str = ()) -> 
 
 
 def _fields(side: str, n: int, table: polars.DataFrame | None, columns: Sequence[str]) -> Fields:
-    names, sizes, ids, values = [side], [n], [np.arange(n, dtype=np.int32)], [None]
+    names, sizes, ids = [side], [n], [np.arange(n, dtype=np.int32)]
+    values: list[np.ndarray | None] = [None]
     for column in columns:
         assert table is not None
         for name, known, codes in _encoded(side, column, table[column]):

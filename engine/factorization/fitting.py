@@ -109,7 +109,7 @@ def fit(
     init_key, step_key = jax.random.split(key)
     source = _source(algorithm, interactions, init_key)
     epoch = max(1, source.examples // source.size) if algorithm.batches else 1
-    total = steps if steps is not None else math.ceil(epochs * source.examples / source.size)
+    total = steps or math.ceil((epochs or 0) * source.examples / source.size)
     every = validate_every or epoch
     save_every = checkpoint_every or every
     # Copied, since the step consumes it.

@@ -3,7 +3,7 @@
 from ..checkpoint import Checkpoint, latest_step, restore_checkpoint, save_checkpoint
 from . import losses
 from .batches import Batches, example_batches, pair_batches
-from .gradient_descent import Embedded, Rows, TrainingState, gradient
+from .gradient_descent import Embedded, Rows, TrainingState, gradient, gradient_step, start_training
 from .selection import Selection, Trial, select
 
 __all__ = [
@@ -16,10 +16,12 @@ __all__ = [
     "Trial",
     "example_batches",
     "gradient",
+    "gradient_step",
     "latest_step",
     "losses",
     "pair_batches",
     "restore_checkpoint",
     "save_checkpoint",
     "select",
+    "start_training",
 ]

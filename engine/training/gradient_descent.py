@@ -161,7 +161,7 @@ def gradient_step(
         moved = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), old, changes)
         moved, memory = jax.tree.map(lambda a, b: jnp.where(good, a, b), (moved, memory), (old, state.optimizer))
         slots = state.slots
-        if rows is not None:
+        if rows is not None and looked_up is not None:
             rate = rows.learning_rate(state.step) if callable(rows.learning_rate) else rows.learning_rate
             ids, of_rows = looked_up
             # A step that is not finite moves no row, which spares a copy of the table to put back.

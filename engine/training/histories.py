@@ -72,6 +72,7 @@ def other_items(x: Interactions, length: int) -> Callable[[np.ndarray, np.ndarra
 
 def _by_time(x: Interactions) -> np.ndarray:
     """Entries in order of user and time; equal times by item."""
+    assert x.timestamps is not None
     return np.lexsort((x.timestamps, x.users))
 
 
