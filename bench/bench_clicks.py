@@ -41,7 +41,7 @@ GRID = [{"learning_rate": rate, "l2": l2} for rate, l2 in ((0.003, 0.01), (0.01,
 CHOSEN = {
     "FM": {"affinax": GRID[1], "peer": GRID[1]},
     "DeepFM": {"affinax": GRID[2], "peer": GRID[1]},
-    "DCN": {"affinax": GRID[2], "peer": GRID[0]},
+    "DCN": {"affinax": GRID[2], "peer": GRID[2]},
     "DLRM": {"affinax": GRID[3], "peer": GRID[3]},
     "DIN": {"affinax": GRID[0], "peer": GRID[0]},
 }

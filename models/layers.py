@@ -53,8 +53,10 @@ class FieldEmbedding(nnx.Module):
         implementation: Implementation = "auto",
         rngs: nnx.Rngs,
     ):
-        if not len(sizes) or min(sizes) < 1 or width < 1:
-            raise ValueError(f"{sizes=} must name one field or more, each with an id or more, and {width=} be above 0")
+        if width < 1:
+            raise ValueError(f"{width=} must be at least 1")
+        if not len(sizes) or min(sizes) < 1:
+            raise ValueError(f"{sizes=} must name one field or more, each with an id or more")
         self.sizes = tuple(int(size) for size in sizes)
         self.dtype = dtype
         self.implementation: Implementation = implementation

@@ -46,7 +46,7 @@ def pair_ranker(
         ratings: Whether values are to be predicted, by squared error, rather than clicks, by binary cross entropy.
         negatives: For each click.
         length: Of the histories of a network that reads them; what users met before, or, without timestamps, besides.
-        batch_size: Interactions in a batch; if None 1,024, or all where there are fewer.
+        batch_size: Interactions in a batch; if None 64 to 1,024, by how many there are.
         learning_rate: Of Adam.
         l2: A batch costs `l2 / 2` times the squares of the vectors and weights that it looks up besides; 0 is none.
         **settings: Of the network.
@@ -139,8 +139,8 @@ def tower_retriever(
         users: Whether users have vectors of their own, besides `history` and columns.
         history: Whether users have histories: what they met before, or, without timestamps, besides.
         length: Of these, at most; but without timestamps a trained model reads them whole.
-        batch_size: Interactions in a batch: each has the items of the others as negatives; if None 1,024, or all where
-            there are fewer.
+        batch_size: Interactions in a batch: each has the items of the others as negatives; if None 64 to 1,024,
+            by how many there are.
         learning_rate: Of Adam.
         l2: A batch costs `l2 / 2` times the mean squares of the vectors of its users and items, before they are
             normalized, besides.
@@ -263,7 +263,8 @@ def _squares(network: Any, fields: Array) -> Array:
 
 
 def _size(batch_size: int | None, x: Interactions) -> int:
-    return min(1024, x.nnz) if batch_size is None else batch_size
+    """The batch asked for; else one that makes 50 steps an epoch or more, but for very few interactions."""
+    return min(x.nnz, max(64, min(1024, x.nnz // 50))) if batch_size is None else batch_size
 
 
 def _checked(x: Any) -> Interactions:

@@ -59,7 +59,8 @@ def user_and_item_fields(x: Interactions, columns: Sequence[str] | str = ()) -> 
     there = {name for table in tables.values() if table is not None for name in table.columns}
     unknown = [column for column in columns if column not in there]
     if unknown:
-        raise InteractionError(f"no side table has a column {unknown[0]!r}; there are {sorted(there)}")
+        known = f"there are {sorted(there)}" if there else "these interactions have no side tables"
+        raise InteractionError(f"no side table has a column {unknown[0]!r}; {known}")
     users, items = (
         _fields(side, n, table, [c for c in columns if table is not None and c in table.columns])
         for (side, table), n in zip(tables.items(), x.shape, strict=True)
