@@ -15,6 +15,7 @@ import pytest
 from affinax import __version__, reporting
 from affinax.__main__ import main
 from affinax.engine.factorization.fitting import History
+from affinax.engine.training import latest_step
 from affinax.recommender import Recommender
 
 FAST = ["--set", "implicit-als.rank=16", "--set", "implicit-als.steps=3"]
@@ -428,9 +429,8 @@ def test_fit_goes_on_from_a_checkpoint(run, files, tmp_path):
     ]
     kept = ["--checkpoint", tmp_path / "run"]
     assert run(*command, *kept, "--set", "steps=2")[0] == 0
-    assert sorted(path.name[:17] for path in (tmp_path / "run").iterdir()) == ["step-000000000001", "step-000000000002"]
     assert run(*command, *kept, "--set", "steps=4")[0] == 0
-    assert (tmp_path / "run" / "step-000000000004").exists() or any((tmp_path / "run").glob("step-000000000004*"))
+    assert latest_step(tmp_path / "run") == 4
     message = _error(run(*command, *kept, "--seed", 1))
     assert "holds a run with key=" in message
     message = _error(run("fit", files / "ratings.csv", "--algorithm", "ease", "--out", tmp_path / "e", *kept))

@@ -275,11 +275,11 @@ def test_networks_by_name(algorithm, data, tmp_path):
     small = {} if algorithm in ("factorization-machine", "two-tower") else {"hidden": 8}
     rec = afx.Recommender(algorithm, seed=3, steps=2, width=4, batch_size=16, **small).fit(data)
     assert rec.model.training is None
-    assert rec.recommend("user 3")["score"].is_finite().all()
-    assert rec.evaluate(data.split("leave-last")[1], k=3).means["ndcg_at_3"] >= 0
+    found = rec.recommend(["user 3", "user 0"])
+    assert found["score"].is_finite().all()
     rec.save(tmp_path / "model")
     again = afx.Recommender.load(tmp_path / "model")
-    assert again.recommend(["user 3", "user 0"]).equals(rec.recommend(["user 3", "user 0"]))
+    assert again.recommend(["user 3", "user 0"]).equals(found)
     assert jax.tree.structure(again.model) == jax.tree.structure(rec.model)
     if algorithm in READ_HISTORIES:
         newcomer = rec.recommend(history=[TITLES[2], TITLES[4]])
