@@ -18,7 +18,6 @@ from rich.table import Table
 from .engine.data import Interactions
 from .kernels import (
     co_rated,
-    dense,
     embedding,
     least_squares,
     neighbor_mean,
@@ -144,17 +143,6 @@ def _svd_plus_plus(rng: np.random.Generator, name: Implementation) -> Any:
     return svd_plus_plus.sweep(tables, data.by_user, order, learning_rate=0.01, l2=0.1, mean=3.0, implementation=name)
 
 
-def _dense(rng: np.random.Generator, name: Implementation) -> Any:
-    return dense.layer(
-        _table(rng, 1000, 21), _table(rng, 21, 64), _table(rng, 1, 64)[0], relu=True, implementation=name
-    )
-
-
-def _dense_gradient(rng: np.random.Generator, name: Implementation) -> Any:
-    given, slopes = (_table(rng, 1000, 21), _table(rng, 21, 64), _table(rng, 1, 64)[0]), _table(rng, 1000, 64)
-    return jax.vjp(lambda *arrays: dense.layer(*arrays, implementation=name), *given)[1](slopes)
-
-
 def _pair_products(rng: np.random.Generator, name: Implementation) -> Any:
     return pair_products.pair_products(_table(rng, 7000, 16).reshape(1000, 7, 16), implementation=name)
 
@@ -236,8 +224,6 @@ _CHECKS = {
     neighbor_mean.OP: _neighbor_mean,
     sgd.OP: _sgd,
     svd_plus_plus.OP: _svd_plus_plus,
-    dense.OP: _dense,
-    dense.GRADIENT: _dense_gradient,
     pair_products.OP: _pair_products,
     pair_products.GRADIENT: _pair_products_gradient,
     embedding.LOOKUP: _lookup,

@@ -16,6 +16,7 @@ from .op import Implementation, Op, dispatch
 Mode = Literal["sum", "mean"]
 Optimizer = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
 Slots = tuple[Array, ...]
+_CACHED = 1 << 20  # bytes of a table that stays in the cache of a core
 
 
 def lookup(
@@ -42,6 +43,8 @@ def lookup(
     """
     _require_table(table)
     _require_ids("ids", ids, ndim=None)
+    if implementation == "auto" and table.size * table.dtype.itemsize <= _CACHED:
+        implementation = "reference"  # whose gather and scatter are the faster where nothing waits for memory
     rows: Any = _lookup(table, ids.reshape(-1), implementation)
     return rows.reshape(*ids.shape, table.shape[1])
 

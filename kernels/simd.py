@@ -109,8 +109,8 @@ def axpy4(typingctx, rows, i, c0, c1, c2, c3, q, j, width, packed):
     return types.void(rows, types.int64, f32, f32, f32, f32, q, types.int64, width, packed), codegen
 
 
-def _outer_products(rows: int, vector: ir.VectorType, width: int = TILE_COLUMNS):
-    """The intrinsic for tiles of `rows` x `width` entries, whose rows are made of such vectors."""
+def _outer_products(rows: int, vector: ir.VectorType):
+    """The intrinsic for tiles of `rows` x 16 entries, whose rows are made of such vectors."""
 
     def codegen(context, builder, signature, arguments):
         a, a_stride, a_step, b, b_stride, n, c, c_stride = addresses(context, builder, signature, arguments)
@@ -119,7 +119,7 @@ def _outer_products(rows: int, vector: ir.VectorType, width: int = TILE_COLUMNS)
         def bytes_of(count):
             return builder.mul(count, I64(4))
 
-        firsts = range(0, width, vector.count)
+        firsts = range(0, TILE_COLUMNS, vector.count)
         tiles = [(m, first) for m in range(rows) for first in firsts]
         slots = {}
         entry = builder.block
@@ -169,12 +169,9 @@ def _outer_products(rows: int, vector: ir.VectorType, width: int = TILE_COLUMNS)
 add_outer_products = _outer_products(TILE_ROWS, VECTOR)
 # Of as many rows as the registers hold: 32 of 16 lanes with AVX-512, 16 of 8 lanes elsewhere.
 TALL_ROWS, add_tall_outer_products = TILE_ROWS, add_outer_products
-# And of two such tiles side by side, which read A half as often, where the registers hold them.
-WIDE_COLUMNS, add_wide_outer_products = TILE_COLUMNS, add_outer_products
 if get_host_cpu_features().get("avx512f"):
-    TALL_ROWS, WIDE_COLUMNS = 8, 2 * TILE_COLUMNS
+    TALL_ROWS = 8
     add_tall_outer_products = _outer_products(TALL_ROWS, ir.VectorType(F32, TILE_COLUMNS))
-    add_wide_outer_products = _outer_products(TALL_ROWS, ir.VectorType(F32, TILE_COLUMNS), WIDE_COLUMNS)
 
 
 def _pairs(order):
@@ -233,43 +230,6 @@ def clear(typingctx, target, i):
         return context.get_dummy_value()
 
     return types.void(target, types.int64), codegen
-
-
-def _kept(name, what, binary):
-    """An intrinsic of `n` float32 numbers, a multiple of 8; see the two that there are."""
-
-    def codegen(context, builder, signature, arguments):
-        *given, target, n = addresses(context, builder, signature, arguments)
-        zero = ir.Constant(VECTOR, [0.0] * LANES)
-
-        def body(i):
-            offset = builder.mul(i, I64(4))
-            values = load(builder, given[0], offset, VECTOR)
-            if binary:
-                keep = builder.fcmp_ordered(">", load(builder, given[1], offset, VECTOR), zero)
-            else:
-                keep = builder.fcmp_unordered(">", values, zero)
-            store(builder, builder.select(keep, values, zero), target, offset)
-            return ()
-
-        vector_loop(builder, n, body)
-        return context.get_dummy_value()
-
-    i64 = types.int64
-
-    def of_one(typingctx, source, i, target, j, n):
-        return types.void(source, i64, target, i64, i64), codegen
-
-    def of_two(typingctx, source, i, signs, j, target, k, n):
-        return types.void(source, i64, signs, i64, target, i64, i64), codegen
-
-    function = of_two if binary else of_one
-    function.__name__, function.__doc__ = name, what
-    return intrinsic(function)
-
-
-relu = _kept("relu", "`target = max(source, 0)`; NaN stays.", False)
-where_above_0 = _kept("where_above_0", "`target = source where signs > 0, else 0`.", True)
 
 
 @intrinsic

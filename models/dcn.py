@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..kernels.op import Implementation
-from .layers import Dense, FieldEmbedding, Linear
+from .layers import Dense, FieldEmbedding
 
 
 class DCN(nnx.Module):
@@ -62,19 +62,20 @@ class DCN(nnx.Module):
         if crosses < 1 or (rank is not None and (rank < 1 or experts < 1)):
             raise ValueError(f"{crosses=}, {rank=} and {experts=} must be at least 1")
         dtypes = {"dtype": dtype, "param_dtype": param_dtype}
-        shared = {**dtypes, "implementation": implementation, "rngs": rngs}
-        self.embedding = FieldEmbedding(sizes, width, init_std=init_std, **shared)
+        self.embedding = FieldEmbedding(
+            sizes, width, init_std=init_std, implementation=implementation, **dtypes, rngs=rngs
+        )
         n = len(sizes) * width
         cross = (
-            (lambda: Cross(n, **shared))
+            (lambda: Cross(n, **dtypes, rngs=rngs))
             if rank is None
             else (lambda: CrossMixture(n, rank, experts, **dtypes, rngs=rngs))
         )
         self.crosses = nnx.List(cross() for _ in range(crosses))
-        self.network = Dense([n, *hidden], dropout=dropout, **shared)
+        self.network = Dense([n, *hidden], dropout=dropout, **dtypes, rngs=rngs)
         deep = hidden[-1] if hidden else n
         self.structure = structure
-        self.end = Dense([deep + n if structure == "parallel" else deep, 1], linear_end=True, **shared)
+        self.end = Dense([deep + n if structure == "parallel" else deep, 1], linear_end=True, **dtypes, rngs=rngs)
 
     def __call__(
         self, fields: Int[Array, "*batch n_fields"], *, key: PRNGKeyArray | None = None
@@ -93,10 +94,10 @@ class DCN(nnx.Module):
 class Cross(nnx.Module):
     """`x0 * (W x + b) + x`."""
 
-    def __init__(
-        self, n: int, *, dtype: Any, param_dtype: Any, implementation: Implementation = "auto", rngs: nnx.Rngs
-    ):
-        self.weights = Linear(n, n, dtype=dtype, param_dtype=param_dtype, implementation=implementation, rngs=rngs)
+    def __init__(self, n: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
+        self.weights = nnx.Linear(
+            n, n, dtype=dtype, param_dtype=param_dtype, preferred_element_type=jnp.float32, rngs=rngs
+        )
 
     def __call__(self, start: Float[Array, "*batch n"], x: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         return start * self.weights(x) + x

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ..kernels.dense import layer
 from ..kernels.op import Implementation
-from .layers import Dense, FieldEmbedding, Linear
+from .layers import Dense, FieldEmbedding
 
 
 class DIN(nnx.Module):
@@ -57,13 +57,17 @@ class DIN(nnx.Module):
             raise ValueError(f"{attention=} must have a layer or more")
         dtypes = {"dtype": dtype, "param_dtype": param_dtype}
         self.item_field = item_field
-        self.implementation: Implementation = implementation
-        shared = {**dtypes, "implementation": implementation, "rngs": rngs}
-        self.embedding = FieldEmbedding(sizes, width, init_std=init_std, **shared)
-        self.of_query = Linear(width, attention[0], **shared)
-        self.of_met = nnx.Linear(2 * width, attention[0], use_bias=False, **dtypes, rngs=rngs)
-        self.attention = Dense([*attention, 1], linear_end=True, **shared)
-        self.network = Dense([(len(sizes) + 1) * width, *hidden, 1], dropout=dropout, linear_end=True, **shared)
+        self.embedding = FieldEmbedding(
+            sizes, width, init_std=init_std, implementation=implementation, **dtypes, rngs=rngs
+        )
+        linear = {"use_bias": False, "preferred_element_type": jnp.float32, **dtypes, "rngs": rngs}
+        # The first layer of a, in parts: that of q is computed once for all the history.
+        self.of_query = nnx.Linear(width, attention[0], preferred_element_type=jnp.float32, **dtypes, rngs=rngs)
+        self.of_met = nnx.Linear(2 * width, attention[0], **linear)
+        self.attention = Dense([*attention, 1], linear_end=True, **dtypes, rngs=rngs)
+        self.network = Dense(
+            [(len(sizes) + 1) * width, *hidden, 1], dropout=dropout, linear_end=True, **dtypes, rngs=rngs
+        )
 
     def __call__(
         self,
@@ -76,22 +80,9 @@ class DIN(nnx.Module):
         vectors = self.embedding(fields)
         query = vectors[..., self.item_field, :]
         met = self.embedding.of_field(self.item_field, history)
-        # The first layer of a, whose weights are two arrays, in one product with no pass after it.
-        asked = jnp.broadcast_to(query[..., None, :], met.shape)
-        first = layer(
-            *self._cast(
-                jnp.concatenate([met, met * asked, asked], axis=-1),
-                jnp.concatenate([self.of_met.kernel[...], self.of_query.kernel[...]]),
-                self.of_query.bias[...],
-            ),
-            relu=True,
-            implementation=self.implementation,
-        )
+        both = jnp.concatenate([met, met * query[..., None, :]], axis=-1)
+        first = jax.nn.relu(self.of_met(both) + self.of_query(query)[..., None, :])
         weights = jnp.where(history >= 0, self.attention(first)[..., 0], 0.0)
-        interest = jnp.sum(weights[..., None] * met.astype(jnp.float32), axis=-2)
+        interest = jnp.einsum("...h,...hd->...d", weights, met, preferred_element_type=jnp.float32)
         flat = vectors.reshape(*vectors.shape[:-2], -1)
         return self.network(jnp.concatenate([flat, interest.astype(flat.dtype)], axis=-1), key=key)[..., 0]
-
-    def _cast(self, *arrays: Array) -> tuple[Array, ...]:
-        dtype = self.embedding.dtype
-        return arrays if dtype is None else tuple(array.astype(dtype) for array in arrays)

@@ -51,9 +51,9 @@ class DLRM(nnx.Module):
         implementation: Implementation = "auto",
         rngs: nnx.Rngs,
     ):
-        shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
+        shared = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.implementation: Implementation = implementation
-        self.embedding = FieldEmbedding(sizes, width, init_std=init_std, **shared)
+        self.embedding = FieldEmbedding(sizes, width, init_std=init_std, implementation=implementation, **shared)
         self.bottom = Dense([numbers, *bottom, width], **shared) if numbers else None
         n = len(sizes) + (numbers > 0)
         pairs = n * (n - 1) // 2

@@ -13,7 +13,6 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..engine.training.checking import check_ids
-from ..kernels.dense import layer
 from ..kernels.embedding import lookup
 from ..kernels.op import Implementation
 
@@ -94,46 +93,6 @@ class FieldEmbedding(nnx.Module):
         return jnp.where(ids < 0, -1, jnp.where(ids < sizes, ids + first, self.table.shape[0]))
 
 
-class Linear(nnx.Module):
-    """`x W + b`.
-
-    Args:
-        n_in, n_out: Widths.
-        kernel_init: Draws W.
-        dtype: Of the products; that of what they are made of if None. Sums are float32.
-        param_dtype: Of the weights.
-        implementation: See `kernels.op.dispatch`; "reference" where a mesh shares the batch.
-        rngs: Random numbers.
-
-    >>> Linear(3, 2, rngs=nnx.Rngs(0))(jnp.ones(3)).shape
-    (2,)
-    """
-
-    def __init__(
-        self,
-        n_in: int,
-        n_out: int,
-        *,
-        kernel_init: Callable[..., Array] | None = None,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        implementation: Implementation = "auto",
-        rngs: nnx.Rngs,
-    ):
-        start = nnx.initializers.lecun_normal() if kernel_init is None else kernel_init
-        self.kernel = nnx.Param(start(rngs.params(), (n_in, n_out), param_dtype))
-        self.bias = nnx.Param(nnx.initializers.zeros(rngs.params(), (n_out,), param_dtype))
-        self.dtype = dtype
-        self.implementation: Implementation = implementation
-
-    def __call__(self, x: Float[Array, "*batch n_in"], *, relu: bool = False) -> Float[Array, "*batch n_out"]:
-        """What it is, or the numbers above 0 of it."""
-        given = jnp.asarray(x), self.kernel[...], self.bias[...]
-        if self.dtype is not None:
-            given = tuple(array.astype(self.dtype) for array in given)
-        return layer(*given, relu=relu, implementation=self.implementation)
-
-
 class Dense(nnx.Module):
     """Layers of `activation(x W + b)`, with dropout after each; the last one too, unless `linear_end`.
 
@@ -142,7 +101,8 @@ class Dense(nnx.Module):
         activation: Between layers.
         dropout: Share of numbers that are 0 in training.
         linear_end: Whether the last layer is a product alone.
-        dtype, param_dtype, implementation: See `Linear`.
+        dtype: Of the products; sums are float32.
+        param_dtype: Of the weights.
         rngs: Random numbers.
 
     >>> Dense([3, 8, 1], linear_end=True, rngs=nnx.Rngs(0))(jnp.ones(3)).shape
@@ -158,28 +118,26 @@ class Dense(nnx.Module):
         linear_end: bool = False,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
-        implementation: Implementation = "auto",
         rngs: nnx.Rngs,
     ):
         if not 0 <= dropout < 1:
             raise ValueError(f"{dropout=} must be in [0, 1)")
         # Without weights decayed by depth: relu halves the variance, which the 2 of He et al. 2015 gives back.
         start = nnx.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
-        settings = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
-        self.layers = nnx.List(Linear(a, b, kernel_init=start, **settings) for a, b in itertools.pairwise(widths))
+        settings = {"kernel_init": start, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.layers = nnx.List(
+            nnx.Linear(a, b, preferred_element_type=jnp.float32, **settings) for a, b in itertools.pairwise(widths)
+        )
         self.activation, self.dropout, self.linear_end = activation, dropout, linear_end
 
     def __call__(
         self, x: Float[Array, "*batch width"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "*batch last"]:
         """The last layer. With a key there is dropout: in training."""
-        for number, linear in enumerate(self.layers):
-            active = number < len(self.layers) - 1 or not self.linear_end
-            relu = active and self.activation is jax.nn.relu
-            x = linear(x, relu=relu)
-            if active:
-                x = x if relu else self.activation(x)
-                x = dropped(x, self.dropout, None if key is None else jax.random.fold_in(key, number))
+        for number, layer in enumerate(self.layers):
+            x = layer(x)
+            if number < len(self.layers) - 1 or not self.linear_end:
+                x = dropped(self.activation(x), self.dropout, None if key is None else jax.random.fold_in(key, number))
         return x
 
 

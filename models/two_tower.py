@@ -80,7 +80,7 @@ class TwoTower(nnx.Module):
                 _begin(name, embedding, jnp.asarray(start, param_dtype))
         linear = {"preferred_element_type": jnp.float32, **dtypes, "rngs": rngs}
         self.projection = nnx.Linear(width, width, use_bias=False, **linear) if history else None
-        tower = {"linear_end": True, "dropout": dropout, "implementation": implementation, **dtypes, "rngs": rngs}
+        tower = {"linear_end": True, "dropout": dropout, **dtypes, "rngs": rngs}
         parts = len(user_sizes) + history
         self.user_tower = Dense([parts * width, *hidden, width], **tower) if len(hidden) else None
         self.item_tower = Dense([len(item_sizes) * width, *hidden, width], **tower) if len(hidden) else None

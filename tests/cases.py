@@ -60,15 +60,6 @@ class EmbeddingCase(NamedTuple):
     constant: bool = False  # one weight for all entries
 
 
-class DenseCase(NamedTuple):
-    """Rows and a layer from `k` numbers to `n`."""
-
-    name: str
-    batch: int
-    k: int
-    n: int
-
-
 class PairsCase(NamedTuple):
     """Examples of `n` vectors each."""
 
@@ -123,27 +114,12 @@ EMBEDDINGS = (
 )
 
 
-DENSE = (
-    DenseCase("no rows", 0, 5, 3),
-    DenseCase("one number", 1, 1, 1),
-    DenseCase("odd shapes", 67, 21, 37),
-    DenseCase("several groups of whole tiles", 700, 16, 48),
-    DenseCase("one column", 130, 64, 1),
-)
-
 PAIRS = (
     PairsCase("no examples", 0, 3, 4),
     PairsCase("one vector", 2, 1, 4),
     PairsCase("odd shapes", 67, 7, 5),
     PairsCase("many vectors", 3, 27, 16),
 )
-
-
-def dense_arguments(case: DenseCase, seed: int = 0) -> dict[str, np.ndarray]:
-    """Arrays of a case, float32."""
-    rng = np.random.default_rng(seed)
-    shapes = {"x": (case.batch, case.k), "weights": (case.k, case.n), "bias": (case.n,)}
-    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def pairs_arguments(case: PairsCase, seed: int = 0) -> np.ndarray:

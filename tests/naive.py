@@ -409,16 +409,6 @@ def _linear(theta, errors, scores, d):
     }
 
 
-def dense(x, weights, bias, relu, slope=None):
-    """`x W + b`, or the numbers above 0 of it, and gradients in all three of its products with `slope`."""
-    x, weights, bias = (np.asarray(a, np.float64) for a in (x, weights, bias))
-    y = x @ weights + bias
-    slope = np.ones_like(y) if slope is None else np.asarray(slope, np.float64)
-    if relu:
-        y, slope = np.maximum(y, 0), slope * (y > 0)
-    return y, slope @ weights.T, x.T @ slope, slope.sum(axis=0)
-
-
 def pair_products(vectors, slope=None):
     """Products of all vectors with those before, and the gradient of their products with `slope`."""
     vectors = np.asarray(vectors, np.float64)
