@@ -9,7 +9,7 @@ from typing import Any
 class PairRanker:
     """`models.pair_ranker` of one network: called with settings of both, it returns the `Algorithm`.
 
-    >>> sorted(inspect.signature(PairRanker("NeuMF")).parameters)[:4]
+    >>> sorted(inspect.signature(PairRanker("DeepFM")).parameters)[:4]
     ['batch_size', 'columns', 'dropout', 'hidden']
     """
 
