@@ -51,7 +51,7 @@ INIT = {
     "DLRM": {"init_std": 0.03},
 }  # on the validation part, too; else the model's, and the peers have their own
 EPOCHS = {"DIN": 2}  # the most, else 15
-TIMED = {"DIN": 2}  # batches of a timed epoch, else 20
+TIMED = {"DIN": 2}  # batches of a timed epoch, else all
 
 each_model = pytest.mark.parametrize("name", MODELS)
 
@@ -138,9 +138,9 @@ def test_accuracy(name, examples):
 
 @each_model
 def test_speed(benchmark, name, examples):
-    """Epochs of fewer examples, in turns; the peer on one thread and on two, and the faster of them counts."""
+    """An epoch each, in turns; the peer on one thread and on two, and the faster of them counts."""
     click_peers = pytest.importorskip("bench.click_peers")
-    n = BATCH * TIMED.get(name, 20)
+    n = BATCH * TIMED.get(name, len(examples["train"]["labels"]) // BATCH)
     part = examples | {"train": {of: array[:n] for of, array in examples["train"].items()}}
     data = {of: part["train"][of] for of in (*inputs(name), "labels")}
     ours = algorithm(name, examples, 0.003, 0.01)
@@ -156,7 +156,7 @@ def test_speed(benchmark, name, examples):
     for threads in (1, 2):
         theirs = click_peers.epochs(name, part, l2=0.01, threads=threads)
         calls[f"peer, {threads} thread{'s' * (threads > 1)}"] = theirs
-    seconds = take_turns(benchmark, calls, rounds=3 if name == "DIN" else 5, pause=0.3)
+    seconds = take_turns(benchmark, calls, rounds=3, pause=0.3)
     speeds = {f"{who}, examples/s": n / took for who, took in seconds.items()}
     mine, *others = speeds.values()
     found = speeds | {"affinax over the faster": mine / max(others), "waiting for batches, share": np.median(waited)}

@@ -26,6 +26,11 @@ class Progress:
             self._bar = Bar(*columns, console=Console(stderr=True))
             self._task = self._bar.add_task(name, total=total, status="compiling")
 
+    @property
+    def shown(self) -> bool:
+        """Whether there is a bar."""
+        return self._bar is not None
+
     def __enter__(self) -> Progress:
         if self._bar is not None:
             self._bar.start()

@@ -122,17 +122,20 @@ def fit(
         run = saved.restored(run)
     first = len(run.losses) + 1
     stopped = run.stopped(epoch, tolerance, patience)
-    step = _guarded(algorithm.step, algorithm.batches is not None)
+    # Cut to what is left, so that a run taken up goes on with the keys that it would have had; as plain numbers, since
+    # an array of keys gives them out more slowly than a small step takes.
+    keys = jax.random.split(step_key, total)[first - 1 :]
+    kind = str(jax.random.key_impl(keys)) if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else None
+    words = np.asarray(keys if kind is None else jax.random.key_data(keys))
+    step = _guarded(algorithm.step, algorithm.batches is not None, kind)
     with (
         Progress(algorithm.name, total, progress) as bar,
         source.ahead(first, total if stopped is None else 0) as batches,
     ):
         bar.advance("", min(first - 1, total))
-        # Cut to what is left, so that a run taken up goes on with the keys that it would have had.
-        keys = jax.random.split(step_key, total)[first - 1 :]
-        for number, (step_key, batch) in enumerate(zip(keys, batches, strict=False), start=first):
+        for number, (word, batch) in enumerate(zip(words, batches, strict=False), start=first):
             began = time.perf_counter()
-            run.state, info = step(step_key, run.state, batch)
+            run.state, info = step(word, run.state, batch)
             info = jax.tree.map(np.asarray, info)
             run.seconds.append(time.perf_counter() - began)
             run.losses.append(float(info.loss))
@@ -144,7 +147,8 @@ def fit(
                     run.best = jax.tree.map(jnp.array, run.state)
                 run.scores.append(score)
                 run.validated.append(number)
-            bar.advance(source.status(run))
+            if bar.shown:
+                bar.advance(source.status(run))
             if callback is not None and callback(number, run.state, info):
                 stopped = "callback"
             stopped = stopped or run.stopped(epoch, tolerance, patience)
@@ -197,18 +201,23 @@ def _source(algorithm: Algorithm, interactions: Any, key: PRNGKeyArray) -> _Sour
 
 
 @functools.lru_cache(maxsize=32)
-def _guarded(step: Callable[..., tuple[Any, Info]], guards_itself: bool) -> Callable[..., tuple[Any, Info]]:
-    """The step, jitted, which leaves a state as it is that would not be finite.
+def _guarded(
+    step: Callable[..., tuple[Any, Info]], guards_itself: bool, kind: str | None
+) -> Callable[..., tuple[Any, Info]]:
+    """The step, jitted, which leaves a state as it is that would not be finite; of keys it takes the numbers.
 
     Kept, so that another fit by the same step compiles nothing: the numbers of an algorithm are in its state.
     """
 
-    def guarded(key, state, data):
+    def guarded(words, state, data):
+        key = words if kind is None else jax.random.wrap_key_data(words, impl=kind)
         new, info = step(key, state, data)
+        if guards_itself:
+            return new, info
         good = jnp.isfinite(info.loss) & jnp.all(info.nonfinite == 0)
         return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state), info
 
-    return jax.jit(step if guards_itself else guarded, donate_argnums=1)
+    return jax.jit(guarded, donate_argnums=1)
 
 
 def _divergence(algorithm: Algorithm, number: int, info: Info, state: Any, data: Any) -> DivergenceError:
