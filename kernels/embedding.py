@@ -1,4 +1,4 @@
-"""Embedding tables: rows looked up, pooled, and moved by an optimizer, at a cost that does not grow with the table."""
+"""Embedding tables: rows looked up, pooled, and moved in place by an optimizer, whose step copies no table."""
 
 from __future__ import annotations
 
