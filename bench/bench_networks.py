@@ -45,8 +45,8 @@ NEUMF_EPOCHS = 5
 # Without factors to begin with: on the validation part .429 after 13 epochs, where it hardly rose any more.
 NEUMF_ALONE: dict[str, Any] = NEUMF | {"width": 32, "learning_rate": 1e-3}
 NEUMF_ALONE_EPOCHS = 13
-# The temperature and the rate as first tried. On the validation part of `test_choose_towers` ALS has .2201 and the towers
-# .2195 after half an epoch, .2199 after one: training gains nothing there.
+# The temperature and the rate as first tried. On the validation part of `test_choose_towers` ALS has .2201, the towers
+# .2195 after half an epoch and .2199 after one: training gains nothing there.
 TEMPERATURE_GOWALLA, RATE_GOWALLA, EPOCHS_GOWALLA = 0.1, 3e-4, 1
 
 
