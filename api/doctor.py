@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import itertools
 import platform
 import time
 from typing import Any
@@ -18,6 +19,8 @@ from rich.table import Table
 from .engine.data import Interactions
 from .kernels import (
     co_rated,
+    cross_network,
+    dense,
     embedding,
     least_squares,
     neighbor_mean,
@@ -143,6 +146,33 @@ def _svd_plus_plus(rng: np.random.Generator, name: Implementation) -> Any:
     return svd_plus_plus.sweep(tables, data.by_user, order, learning_rate=0.01, l2=0.1, mean=3.0, implementation=name)
 
 
+def _dense(rng: np.random.Generator, name: Implementation) -> Any:
+    return dense.network(_table(rng, 1000, 21), _layers(rng, 21, 64, 5), implementation=name)
+
+
+def _dense_gradient(rng: np.random.Generator, name: Implementation) -> Any:
+    given, slopes = (_table(rng, 1000, 21), _layers(rng, 21, 64, 5)), _table(rng, 1000, 5)
+    return jax.vjp(lambda *arrays: dense.network(*arrays, implementation=name), *given)[1](slopes)
+
+
+def _layers(rng: np.random.Generator, *widths: int) -> list[tuple[jax.Array, jax.Array]]:
+    return [(_table(rng, k, n) / k**0.5, _table(rng, 1, n)[0]) for k, n in itertools.pairwise(widths)]
+
+
+def _cross(rng: np.random.Generator, name: Implementation) -> Any:
+    return cross_network.cross(*_crossed(rng), implementation=name)
+
+
+def _cross_gradient(rng: np.random.Generator, name: Implementation) -> Any:
+    given, slopes = _crossed(rng), _table(rng, 1000, 21)
+    return jax.vjp(lambda *arrays: cross_network.cross(*arrays, implementation=name), *given)[1](slopes)
+
+
+def _crossed(rng: np.random.Generator) -> tuple[jax.Array, jax.Array, jax.Array]:
+    weights, biases = (jnp.stack(arrays) for arrays in zip(*_layers(rng, 21, 21, 21), strict=True))
+    return _table(rng, 1000, 21), weights, biases
+
+
 def _pair_products(rng: np.random.Generator, name: Implementation) -> Any:
     return pair_products.pair_products(_table(rng, 7000, 16).reshape(1000, 7, 16), implementation=name)
 
@@ -224,6 +254,10 @@ _CHECKS = {
     neighbor_mean.OP: _neighbor_mean,
     sgd.OP: _sgd,
     svd_plus_plus.OP: _svd_plus_plus,
+    dense.OP: _dense,
+    dense.GRADIENT: _dense_gradient,
+    cross_network.OP: _cross,
+    cross_network.GRADIENT: _cross_gradient,
     pair_products.OP: _pair_products,
     pair_products.GRADIENT: _pair_products_gradient,
     embedding.LOOKUP: _lookup,

@@ -19,8 +19,9 @@ def lookup(table, ids):
 
 def lookup_gradient(cotangent, ids, *, n_rows: int, dtype):
     """The reference of `embedding.LOOKUP_GRADIENT`."""
-    table = jax.ShapeDtypeStruct((n_rows, cotangent.shape[1]), dtype)
-    return jax.linear_transpose(lambda table: lookup(table, ids), table)(cotangent)[0]
+    sums = jnp.zeros((n_rows, cotangent.shape[1]), jnp.float32)
+    ids = jnp.where(ids < 0, n_rows, ids)
+    return sums.at[ids].add(cotangent.astype(jnp.float32), mode="drop").astype(dtype)
 
 
 def pool(table, indptr, indices, values):

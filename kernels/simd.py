@@ -109,18 +109,20 @@ def axpy4(typingctx, rows, i, c0, c1, c2, c3, q, j, width, packed):
     return types.void(rows, types.int64, f32, f32, f32, f32, q, types.int64, width, packed), codegen
 
 
-def _outer_products(rows: int, vector: ir.VectorType):
-    """The intrinsic for tiles of `rows` x 16 entries, whose rows are made of such vectors."""
+def _outer_products(rows: int, vector: ir.VectorType, width: int = TILE_COLUMNS, fresh: bool = False):
+    """The intrinsic for tiles of `rows` x `width` entries, whose rows are made of such vectors."""
 
     def codegen(context, builder, signature, arguments):
-        a, a_stride, a_step, b, b_stride, n, c, c_stride = addresses(context, builder, signature, arguments)
+        places = addresses(context, builder, signature, arguments)
+        a, a_stride, a_step, b, b_stride, n, c, c_stride = places[:8]
         zero = ir.Constant(vector, [0.0] * vector.count)
 
         def bytes_of(count):
             return builder.mul(count, I64(4))
 
-        firsts = range(0, TILE_COLUMNS, vector.count)
+        firsts = range(0, width, vector.count)
         tiles = [(m, first) for m in range(rows) for first in firsts]
+        starts = {first: load(builder, places[8], 4 * first, vector) if fresh else zero for first in firsts}
         slots = {}
         entry = builder.block
         loop, done = builder.append_basic_block("products"), builder.append_basic_block("products.done")
@@ -130,7 +132,7 @@ def _outer_products(rows: int, vector: ir.VectorType):
         k.add_incoming(I64(0), entry)
         for tile in tiles:
             slots[tile] = builder.phi(vector)
-            slots[tile].add_incoming(zero, entry)
+            slots[tile].add_incoming(starts[tile[1]], entry)
         a_row = builder.add(a, bytes_of(builder.mul(k, a_stride)))
         b_row = builder.add(b, bytes_of(builder.mul(k, b_stride)))
         columns = {first: load(builder, b_row, 4 * first, vector) for first in firsts}
@@ -147,12 +149,19 @@ def _outer_products(rows: int, vector: ir.VectorType):
         builder.position_at_end(done)
         for tile in tiles:
             total = builder.phi(vector)
-            total.add_incoming(zero, entry)
+            total.add_incoming(starts[tile[1]], entry)
             total.add_incoming(sums[tile], loop)
             slots[tile] = total
+        least = splat(builder, places[9], vector) if fresh else zero
         for m, first in tiles:
             place = builder.add(c, bytes_of(builder.add(builder.mul(c_stride, I64(m)), I64(first))))
-            store(builder, builder.fadd(load(builder, place, 0, vector), slots[m, first]), place, 0)
+            if fresh:
+                # Not ordered: NaN stays.
+                above = builder.fcmp_unordered(">", slots[m, first], least)
+                value = builder.select(above, slots[m, first], least)
+            else:
+                value = builder.fadd(load(builder, place, 0, vector), slots[m, first])
+            store(builder, value, place, 0)
         return context.get_dummy_value()
 
     def products(typingctx, a, i, a_stride, a_step, b, j, b_stride, n, c, k, c_stride):
@@ -163,15 +172,26 @@ def _outer_products(rows: int, vector: ir.VectorType):
         i64 = types.int64
         return types.void(a, i64, i64, i64, b, i64, i64, i64, c, i64, i64), codegen
 
-    return intrinsic(products)
+    def fresh_products(typingctx, a, i, a_stride, a_step, b, j, b_stride, n, c, k, c_stride, start, s, least):
+        """`C[m, j] = max(start[j] + sum over k < n of A[k, m] B[k, j], least)`; see `add_outer_products`."""
+        i64 = types.int64
+        return types.void(a, i64, i64, i64, b, i64, i64, i64, c, i64, i64, start, i64, types.float32), codegen
+
+    return intrinsic(fresh_products if fresh else products)
 
 
 add_outer_products = _outer_products(TILE_ROWS, VECTOR)
 # Of as many rows as the registers hold: 32 of 16 lanes with AVX-512, 16 of 8 lanes elsewhere.
-TALL_ROWS, add_tall_outer_products = TILE_ROWS, add_outer_products
+TALL_ROWS, _TALL_VECTOR = TILE_ROWS, VECTOR
+# And of two such tiles side by side, which read A half as often, where the registers hold them.
+WIDE_COLUMNS = TILE_COLUMNS
 if get_host_cpu_features().get("avx512f"):
-    TALL_ROWS = 8
-    add_tall_outer_products = _outer_products(TALL_ROWS, ir.VectorType(F32, TILE_COLUMNS))
+    TALL_ROWS, _TALL_VECTOR = 8, ir.VectorType(F32, TILE_COLUMNS)
+    WIDE_COLUMNS = 2 * TILE_COLUMNS
+add_tall_outer_products = _outer_products(TALL_ROWS, _TALL_VECTOR)
+add_wide_outer_products = _outer_products(TALL_ROWS, _TALL_VECTOR, WIDE_COLUMNS)
+tall_products = _outer_products(TALL_ROWS, _TALL_VECTOR, fresh=True)
+wide_products = _outer_products(TALL_ROWS, _TALL_VECTOR, WIDE_COLUMNS, fresh=True)
 
 
 def _pairs(order):
@@ -230,6 +250,43 @@ def clear(typingctx, target, i):
         return context.get_dummy_value()
 
     return types.void(target, types.int64), codegen
+
+
+def _elementwise(name, what, n_inputs, combine):
+    """An intrinsic on `n` float32 numbers, a multiple of 8, of each input and the target."""
+
+    def codegen(context, builder, signature, arguments):
+        *inputs, target, n = addresses(context, builder, signature, arguments)
+
+        def body(i):
+            offset = builder.mul(i, I64(4))
+            store(builder, combine(builder, *(load(builder, a, offset, VECTOR) for a in inputs)), target, offset)
+            return ()
+
+        vector_loop(builder, n, body)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+
+    def of_two(typingctx, a, i, b, j, target, k, n):
+        return types.void(a, i64, b, i64, target, i64, i64), codegen
+
+    def of_three(typingctx, a, i, b, j, c, k, target, m, n):
+        return types.void(a, i64, b, i64, c, i64, target, i64, i64), codegen
+
+    function = {2: of_two, 3: of_three}[n_inputs]
+    function.__name__, function.__doc__ = name, what
+    return intrinsic(function)
+
+
+def _where_above_0(builder, values, signs):
+    zero = ir.Constant(VECTOR, [0.0] * LANES)
+    return builder.select(builder.fcmp_ordered(">", signs, zero), values, zero)
+
+
+where_above_0 = _elementwise("where_above_0", "`target = a where b > 0, else 0`.", 2, _where_above_0)
+multiply = _elementwise("multiply", "`target = a b`.", 2, lambda builder, a, b: builder.fmul(a, b))
+multiply_and_add = _elementwise("multiply_and_add", "`target = a b + c`.", 3, multiply_add)
 
 
 @intrinsic

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from ..kernels.cross_network import cross
 from ..kernels.op import Implementation
-from .layers import Dense, FieldEmbedding
+from .layers import Dense, FieldEmbedding, Linear
 
 
 class DCN(nnx.Module):
@@ -62,20 +63,17 @@ class DCN(nnx.Module):
         if crosses < 1 or (rank is not None and (rank < 1 or experts < 1)):
             raise ValueError(f"{crosses=}, {rank=} and {experts=} must be at least 1")
         dtypes = {"dtype": dtype, "param_dtype": param_dtype}
-        self.embedding = FieldEmbedding(
-            sizes, width, init_std=init_std, implementation=implementation, **dtypes, rngs=rngs
-        )
+        shared = {**dtypes, "implementation": implementation, "rngs": rngs}
+        self.embedding = FieldEmbedding(sizes, width, init_std=init_std, **shared)
         n = len(sizes) * width
-        cross = (
-            (lambda: Cross(n, **dtypes, rngs=rngs))
-            if rank is None
-            else (lambda: CrossMixture(n, rank, experts, **dtypes, rngs=rngs))
-        )
-        self.crosses = nnx.List(cross() for _ in range(crosses))
-        self.network = Dense([n, *hidden], dropout=dropout, **dtypes, rngs=rngs)
+        if rank is None:
+            self.crosses = Crosses(n, crosses, **shared)
+        else:
+            self.crosses = nnx.List(CrossMixture(n, rank, experts, **dtypes, rngs=rngs) for _ in range(crosses))
+        self.network = Dense([n, *hidden], dropout=dropout, **shared)
         deep = hidden[-1] if hidden else n
         self.structure = structure
-        self.end = Dense([deep + n if structure == "parallel" else deep, 1], linear_end=True, **dtypes, rngs=rngs)
+        self.end = Linear(deep + n if structure == "parallel" else deep, 1, **shared)
 
     def __call__(
         self, fields: Int[Array, "*batch n_fields"], *, key: PRNGKeyArray | None = None
@@ -83,24 +81,41 @@ class DCN(nnx.Module):
         """Logits; with a key there is dropout."""
         vectors = self.embedding(fields)
         start = vectors.reshape(*vectors.shape[:-2], -1)
-        crossed = start
-        for layer in self.crosses:
-            crossed = layer(start, crossed)
+        if isinstance(self.crosses, Crosses):
+            crossed = self.crosses(start)
+        else:
+            crossed = start
+            for layer in self.crosses:
+                crossed = layer(start, crossed)
         if self.structure == "stacked":
             return self.end(self.network(crossed, key=key))[..., 0]
-        return self.end(jnp.concatenate([crossed, self.network(start, key=key)], axis=-1))[..., 0]
+        return self.end.of_parts(crossed, self.network(start, key=key))[..., 0]
 
 
-class Cross(nnx.Module):
-    """`x0 * (W x + b) + x`."""
+class Crosses(nnx.Module):
+    """The layers `x' = x0 * (W x + b) + x`; see `kernels.cross_network`."""
 
-    def __init__(self, n: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
-        self.weights = nnx.Linear(
-            n, n, dtype=dtype, param_dtype=param_dtype, preferred_element_type=jnp.float32, rngs=rngs
-        )
+    def __init__(
+        self,
+        n: int,
+        layers: int,
+        *,
+        dtype: Any,
+        param_dtype: Any,
+        implementation: Implementation = "auto",
+        rngs: nnx.Rngs,
+    ):
+        start = nnx.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=0)
+        self.kernel = nnx.Param(start(rngs.params(), (layers, n, n), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((layers, n), param_dtype))
+        self.dtype = dtype
+        self.implementation: Implementation = implementation
 
-    def __call__(self, start: Float[Array, "*batch n"], x: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
-        return start * self.weights(x) + x
+    def __call__(self, start: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+        given = start, self.kernel[...], self.bias[...]
+        if self.dtype is not None:
+            given = tuple(array.astype(self.dtype) for array in given)
+        return cross(*given, implementation=self.implementation)
 
 
 class CrossMixture(nnx.Module):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -55,19 +54,11 @@ class DIN(nnx.Module):
             raise ValueError(f"{item_field=} must be one of the {len(sizes)} fields, counted from 0")
         if not len(attention):
             raise ValueError(f"{attention=} must have a layer or more")
-        dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+        shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
         self.item_field = item_field
-        self.embedding = FieldEmbedding(
-            sizes, width, init_std=init_std, implementation=implementation, **dtypes, rngs=rngs
-        )
-        linear = {"use_bias": False, "preferred_element_type": jnp.float32, **dtypes, "rngs": rngs}
-        # The first layer of a, in parts: that of q is computed once for all the history.
-        self.of_query = nnx.Linear(width, attention[0], preferred_element_type=jnp.float32, **dtypes, rngs=rngs)
-        self.of_met = nnx.Linear(2 * width, attention[0], **linear)
-        self.attention = Dense([*attention, 1], linear_end=True, **dtypes, rngs=rngs)
-        self.network = Dense(
-            [(len(sizes) + 1) * width, *hidden, 1], dropout=dropout, linear_end=True, **dtypes, rngs=rngs
-        )
+        self.embedding = FieldEmbedding(sizes, width, init_std=init_std, **shared)
+        self.attention = Dense([3 * width, *attention, 1], linear_end=True, **shared)
+        self.network = Dense([(len(sizes) + 1) * width, *hidden, 1], dropout=dropout, linear_end=True, **shared)
 
     def __call__(
         self,
@@ -78,11 +69,10 @@ class DIN(nnx.Module):
     ) -> Float[Array, "*batch"]:
         """Logits; with a key there is dropout. The history is padded with -1, anywhere."""
         vectors = self.embedding(fields)
-        query = vectors[..., self.item_field, :]
         met = self.embedding.of_field(self.item_field, history)
-        both = jnp.concatenate([met, met * query[..., None, :]], axis=-1)
-        first = jax.nn.relu(self.of_met(both) + self.of_query(query)[..., None, :])
-        weights = jnp.where(history >= 0, self.attention(first)[..., 0], 0.0)
+        query = jnp.broadcast_to(vectors[..., self.item_field, None, :], met.shape)
+        weights = self.attention(jnp.concatenate([query, met, query * met], axis=-1))[..., 0]
+        weights = jnp.where(history >= 0, weights, 0.0)
         interest = jnp.einsum("...h,...hd->...d", weights, met, preferred_element_type=jnp.float32)
         flat = vectors.reshape(*vectors.shape[:-2], -1)
         return self.network(jnp.concatenate([flat, interest.astype(flat.dtype)], axis=-1), key=key)[..., 0]

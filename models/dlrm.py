@@ -24,7 +24,7 @@ class DLRM(nnx.Module):
         bottom: Layers of the network on the numbers, but the last, of `width`.
         hidden: Layers of the network on the products.
         dropout: In these.
-        init_std: Standard deviation of the first vectors.
+        init_std: Standard deviation of the first vectors; `(3 size)^-1/2` for those of a field if None, as published.
         dtype, param_dtype, implementation: See `layers.FieldEmbedding`.
         rngs: Random numbers.
 
@@ -45,15 +45,16 @@ class DLRM(nnx.Module):
         bottom: Sequence[int] = (64,),
         hidden: Sequence[int] = (64, 64),
         dropout: float = 0.0,
-        init_std: float = 0.1,
+        init_std: float | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         implementation: Implementation = "auto",
         rngs: nnx.Rngs,
     ):
-        shared = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
         self.implementation: Implementation = implementation
-        self.embedding = FieldEmbedding(sizes, width, init_std=init_std, implementation=implementation, **shared)
+        std = [(3 * size) ** -0.5 for size in sizes] if init_std is None else init_std
+        self.embedding = FieldEmbedding(sizes, width, init_std=std, **shared)
         self.bottom = Dense([numbers, *bottom, width], **shared) if numbers else None
         n = len(sizes) + (numbers > 0)
         pairs = n * (n - 1) // 2

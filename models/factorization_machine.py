@@ -84,13 +84,10 @@ class DeepFM(nnx.Module):
         implementation: Implementation = "auto",
         rngs: nnx.Rngs,
     ):
-        dtypes = {"dtype": dtype, "param_dtype": param_dtype}
-        self.embedding = FieldEmbedding(
-            sizes, width + 1, init_std=init_std, implementation=implementation, **dtypes, rngs=rngs
-        )
-        self.network = Dense(
-            [len(sizes) * width, *hidden, 1], dropout=dropout, linear_end=True, **dtypes, rngs=rngs
-        )  # whose last layer has the bias of both
+        shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
+        self.embedding = FieldEmbedding(sizes, width + 1, init_std=init_std, **shared)
+        # Its last layer has the bias of both.
+        self.network = Dense([len(sizes) * width, *hidden, 1], dropout=dropout, linear_end=True, **shared)
 
     def __call__(
         self, fields: Int[Array, "*batch n_fields"], *, key: PRNGKeyArray | None = None

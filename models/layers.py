@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..engine.training.checking import check_ids
+from ..kernels.dense import network
 from ..kernels.embedding import lookup
 from ..kernels.op import Implementation
 
@@ -27,14 +28,14 @@ class FieldEmbedding(nnx.Module):
     Args:
         sizes: How many ids each field has: `[0, size)`.
         width: Of the vectors.
-        init_std: Standard deviation of the first ones.
+        init_std: Standard deviation of the first ones, or that of each field.
         dtype: Of the vectors that it gives; that of the table if None.
         param_dtype: Of the table.
         implementation: See `kernels.op.dispatch`; "reference" where a mesh shares the table.
         rngs: Random numbers.
 
     Raises:
-        ValueError: No field, or one of no ids.
+        ValueError: No field, or one of no ids; or not as many `init_std` as fields.
 
     >>> fields = FieldEmbedding([3, 2], 4, rngs=nnx.Rngs(0))
     >>> fields(jnp.array([2, 1])).shape, fields(jnp.zeros((5, 2), jnp.int32)).shape
@@ -46,7 +47,7 @@ class FieldEmbedding(nnx.Module):
         sizes: Sequence[int],
         width: int,
         *,
-        init_std: float = 0.01,
+        init_std: float | Sequence[float] = 0.01,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         implementation: Implementation = "auto",
@@ -60,7 +61,11 @@ class FieldEmbedding(nnx.Module):
         self.dtype = dtype
         self.implementation: Implementation = implementation
         n_rows = -(-sum(self.sizes) // _ROWS) * _ROWS
-        self.table = nnx.Param(init_std * jax.random.normal(rngs.params(), (n_rows, width), param_dtype))
+        if np.shape(init_std) not in ((), (len(self.sizes),)):
+            raise ValueError(f"{init_std=} must be one number, or one for each of the {len(self.sizes)} fields")
+        std = np.repeat(np.broadcast_to(np.float32(init_std), len(self.sizes)), self.sizes)
+        std = jnp.asarray(np.pad(std, (0, n_rows - len(std)))[:, None], param_dtype)
+        self.table = nnx.Param(std * jax.random.normal(rngs.params(), (n_rows, width), param_dtype))
 
     def __call__(self, ids: Int[Array, "*batch n_fields"]) -> Float[Array, "*batch n_fields width"]:
         """Vectors of the fields.
@@ -93,6 +98,59 @@ class FieldEmbedding(nnx.Module):
         return jnp.where(ids < 0, -1, jnp.where(ids < sizes, ids + first, self.table.shape[0]))
 
 
+class Linear(nnx.Module):
+    """`x W + b`.
+
+    Args:
+        n_in, n_out: Widths.
+        kernel_init: Draws W.
+        dtype: Of the products; that of what they are made of if None. Sums are float32.
+        param_dtype: Of the weights.
+        implementation: See `kernels.op.dispatch`; "reference" where a mesh shares the batch.
+        rngs: Random numbers.
+
+    >>> Linear(3, 2, rngs=nnx.Rngs(0))(jnp.ones(3)).shape
+    (2,)
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        *,
+        kernel_init: Callable[..., Array] | None = None,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        implementation: Implementation = "auto",
+        rngs: nnx.Rngs,
+    ):
+        start = nnx.initializers.lecun_normal() if kernel_init is None else kernel_init
+        self.kernel = nnx.Param(start(rngs.params(), (n_in, n_out), param_dtype))
+        self.bias = nnx.Param(nnx.initializers.zeros(rngs.params(), (n_out,), param_dtype))
+        self.dtype = dtype
+        self.implementation: Implementation = implementation
+
+    def __call__(self, x: Float[Array, "*batch n_in"]) -> Float[Array, "*batch n_out"]:
+        """What it is."""
+        return network(self._cast(x), [self.weights()], implementation=self.implementation)
+
+    def of_parts(self, *parts: Float[Array, "*batch _"]) -> Float[Array, "*batch n_out"]:
+        """That of x in parts of its columns, which nothing lays side by side: for few columns of the result."""
+        ends = np.cumsum([part.shape[-1] for part in parts])
+        (kernel, bias), total = self.weights(), jnp.float32(0)
+        for part, weights in zip(parts, jnp.split(kernel, ends[:-1]), strict=True):
+            total += network(self._cast(part), [(weights, bias)], implementation=self.implementation)
+            bias = jnp.zeros_like(bias)
+        return total
+
+    def weights(self) -> tuple[Array, Array]:
+        """W and b as products take them."""
+        return self._cast(self.kernel[...]), self._cast(self.bias[...])
+
+    def _cast(self, array: Any) -> Array:
+        return jnp.asarray(array, self.dtype)
+
+
 class Dense(nnx.Module):
     """Layers of `activation(x W + b)`, with dropout after each; the last one too, unless `linear_end`.
 
@@ -101,8 +159,7 @@ class Dense(nnx.Module):
         activation: Between layers.
         dropout: Share of numbers that are 0 in training.
         linear_end: Whether the last layer is a product alone.
-        dtype: Of the products; sums are float32.
-        param_dtype: Of the weights.
+        dtype, param_dtype, implementation: See `Linear`.
         rngs: Random numbers.
 
     >>> Dense([3, 8, 1], linear_end=True, rngs=nnx.Rngs(0))(jnp.ones(3)).shape
@@ -118,24 +175,29 @@ class Dense(nnx.Module):
         linear_end: bool = False,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
+        implementation: Implementation = "auto",
         rngs: nnx.Rngs,
     ):
         if not 0 <= dropout < 1:
             raise ValueError(f"{dropout=} must be in [0, 1)")
         # Without weights decayed by depth: relu halves the variance, which the 2 of He et al. 2015 gives back.
         start = nnx.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
-        settings = {"kernel_init": start, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.layers = nnx.List(
-            nnx.Linear(a, b, preferred_element_type=jnp.float32, **settings) for a, b in itertools.pairwise(widths)
-        )
+        settings = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
+        self.layers = nnx.List(Linear(a, b, kernel_init=start, **settings) for a, b in itertools.pairwise(widths))
         self.activation, self.dropout, self.linear_end = activation, dropout, linear_end
 
     def __call__(
         self, x: Float[Array, "*batch width"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "*batch last"]:
         """The last layer. With a key there is dropout: in training."""
-        for number, layer in enumerate(self.layers):
-            x = layer(x)
+        if not self.layers:
+            return x
+        if self.activation is jax.nn.relu and (key is None or self.dropout == 0):
+            first = self.layers[0]
+            options = {"relu_end": not self.linear_end, "implementation": first.implementation}
+            return network(jnp.asarray(x, first.dtype), [linear.weights() for linear in self.layers], **options)
+        for number, linear in enumerate(self.layers):
+            x = linear(x)
             if number < len(self.layers) - 1 or not self.linear_end:
                 x = dropped(self.activation(x), self.dropout, None if key is None else jax.random.fold_in(key, number))
         return x

@@ -48,9 +48,8 @@ class MLP(nnx.Module):
     ):
         if not len(sizes) and numbers < 1:
             raise ValueError(f"{sizes=} and {numbers=}: a network needs ids or numbers")
-        shared = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        table = {"init_std": init_std, "implementation": implementation}
-        self.embedding = FieldEmbedding(sizes, width, **table, **shared) if len(sizes) else None
+        shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
+        self.embedding = FieldEmbedding(sizes, width, init_std=init_std, **shared) if len(sizes) else None
         self.numbers = numbers
         self.network = Dense([len(sizes) * width + numbers, *hidden, 1], dropout=dropout, linear_end=True, **shared)
 
@@ -110,11 +109,10 @@ class NeuMF(nnx.Module):
     ):
         if len(sizes) != 2 or not len(hidden):
             raise ValueError(f"{sizes=} must be of users and items, and {hidden=} have a layer or more")
-        shared = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        table = {"init_std": init_std, "implementation": implementation}
+        shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
         self.width = width
         # Both tables side by side: one lookup.
-        self.embedding = FieldEmbedding(sizes, width + hidden[0], **table, **shared)
+        self.embedding = FieldEmbedding(sizes, width + hidden[0], init_std=init_std, **shared)
         self.network = Dense([2 * hidden[0], *hidden], dropout=dropout, **shared)
         self.end = Dense([width + hidden[-1], 1], linear_end=True, **shared)
 

@@ -120,15 +120,16 @@ def tower_retriever(
     width: int = 64,
     hidden: Sequence[int] = (),
     users: bool = True,
-    history: bool = True,
+    history: bool = False,
     length: int = 50,
     batch_size: int | None = None,
-    learning_rate: float = 1e-3,
-    normalize: bool = True,
-    temperature: float = 0.1,
-    l2: float = 0.0,
+    learning_rate: float = 1e-2,
+    normalize: bool = False,
+    temperature: float = 1.0,
+    l2: float = 0.1,
     dropout: float = 0.0,
     init_std: float = 0.1,
+    item_bias: bool = True,
     factors: Factors | None = None,
 ) -> Algorithm:
     """Two towers, trained by Adam on the softmax over the items of a batch, corrected for how often each is there.
@@ -137,13 +138,16 @@ def tower_retriever(
         columns: Of the side tables: fields besides the ids; see `engine.data.fields`.
         width, hidden, normalize, temperature, dropout, init_std: Of `TwoTower`.
         users: Whether users have vectors of their own, besides `history` and columns.
-        history: Whether users have histories: what they met before, or, without timestamps, besides.
+        history: Whether users have histories: what they met before, or, without timestamps, besides. With them the
+            towers know newcomers, too; to rank for those who are known they are often the worse.
         length: Of these, at most; but without timestamps a trained model reads them whole.
         batch_size: Interactions in a batch: each has the items of the others as negatives; if None 64 to 1,024,
             by how many there are.
         learning_rate: Of Adam.
         l2: A batch costs `l2 / 2` times the mean squares of the vectors of its users and items, before they are
             normalized, besides.
+        item_bias: Whether items have a bias, which begins as the logarithm of their share of the interactions: how
+            popular an item is need not be learned by vectors then.
         factors: Vectors of users and items to begin with, such as those of ALS, of the same `width`.
 
     Returns:
@@ -171,11 +175,14 @@ def tower_retriever(
             temperature=temperature,
             dropout=dropout,
             init_std=init_std,
+            item_bias=item_bias,
         )
         met = _histories(x, length) if history else None
         tables = {}
         if factors is not None:
             tables = {"item_table": factors.items} | ({"user_table": factors.users} if users else {})
+        if item_bias:
+            tables["item_bias"] = jnp.asarray(_log_shares(x))
         return TowerNetwork(
             plan.build(key, **tables), plan, jnp.asarray(of_users.ids[:, first:]), jnp.asarray(of_items.ids), met
         )
@@ -202,7 +209,7 @@ def tower_retriever(
         _checked(x)
         kind = ("others" if x.timestamps is None else "earlier") if history else None
         pairs = pair_batches(_size(batch_size, x), history=kind, length=length)(x, seed)
-        log_q = np.log(np.maximum(np.bincount(x.items, minlength=x.n_items), 1) / x.nnz).astype(np.float32)
+        log_q = _log_shares(x)
 
         def make(step: int) -> dict[str, np.ndarray]:
             batch = pairs.make(step)
@@ -255,6 +262,11 @@ def _histories(x: Interactions, length: int) -> CSR:
     met = last_items(x, length)
     indptr = np.append(0, np.cumsum((met >= 0).sum(axis=1)))
     return CSR(jnp.asarray(indptr.astype(np.int32)), jnp.asarray(met[met >= 0]), jnp.ones(1))
+
+
+def _log_shares(x: Interactions) -> np.ndarray:
+    """Logarithm of each item's share of the interactions; of one that has none, as if it had one."""
+    return np.log(np.maximum(np.bincount(x.items, minlength=x.n_items), 1) / x.nnz).astype(np.float32)
 
 
 def _squares(network: Any, fields: Array) -> Array:

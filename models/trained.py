@@ -39,10 +39,10 @@ class Blueprint:
         return cls(network.__name__, tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in settings.items()))
 
     def build(self, key: PRNGKeyArray, **more: Any) -> Any:
-        """The network, with parameters drawn from a key, but for tables among further arguments."""
+        """The network, with parameters drawn from a key, but for those among further arguments."""
         from .. import models
 
-        return getattr(models, self.network)(**dict(self.settings), **more, rngs=nnx.Rngs(params=key))
+        return getattr(models, self.network)(**(dict(self.settings) | more), rngs=nnx.Rngs(params=key))
 
 
 class PairNetwork(NamedTuple):
@@ -133,8 +133,14 @@ class TowerNetwork(NamedTuple):
         return self.network.user(self.user_fields if known else None, self.history)[users]
 
     def item_table(self) -> Float[Array, "n_items width"]:
-        """Vectors of items."""
+        """Vectors of items, with their biases, if there are any, in the last column."""
         return self.network.item(self.item_fields)
+
+    @property
+    def items(self) -> Float[Array, "n_items width"]:
+        """Vectors of items without their biases, which make no two of them alike."""
+        table = self.item_table()
+        return table if self.network.bias is None else table[:, :-1]
 
     def with_history(self, history: CSR) -> TowerNetwork:
         """The same towers for newcomers, whose own fields are missing.
@@ -143,7 +149,10 @@ class TowerNetwork(NamedTuple):
             ValueError: Towers without histories.
         """
         if self.history is None:
-            raise ValueError("these towers know the users that they were trained on and read no histories")
+            raise ValueError(
+                "these towers know the users that they were trained on and read no histories: train them with "
+                "history=True for newcomers"
+            )
         fields = jnp.full((history.n_rows, self.user_fields.shape[1]), -1, jnp.int32)
         return self._replace(user_fields=fields, history=history._replace(values=jnp.ones(1)))
 

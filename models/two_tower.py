@@ -17,7 +17,7 @@ from .layers import Dense, FieldEmbedding
 
 
 class TwoTower(nnx.Module):
-    """`score = user(fields, history) . item(fields) / temperature`, of vectors of length 1 where they are normalized.
+    """`score = user(fields, history) . item(fields) / temperature + bias`, of vectors of length 1 if normalized.
 
     A tower adds up the vectors of its fields, and on the user's side a projection of the mean of the history's vectors,
     which are those of the items; with `hidden` layers it takes them side by side instead.
@@ -32,6 +32,8 @@ class TwoTower(nnx.Module):
         temperature: See above.
         user_table: First vectors of the first field of users, `[n_users, width]`, such as the factors of ALS.
         item_table: Those of the items.
+        item_bias: Whether items have a bias, from 0 on; or the first ones, `[n_items]`, such as the logarithms of their
+            shares of all interactions. It is one more column of the items' vectors, where the users' have a 1.
         dropout: In `hidden`.
         init_std: Standard deviation of the first vectors.
         dtype, param_dtype, implementation: See `layers.FieldEmbedding`.
@@ -60,6 +62,7 @@ class TwoTower(nnx.Module):
         temperature: float = 0.1,
         user_table: Array | None = None,
         item_table: Array | None = None,
+        item_bias: bool | Array = False,
         dropout: float = 0.0,
         init_std: float = 0.1,
         dtype: Any = None,
@@ -78,9 +81,13 @@ class TwoTower(nnx.Module):
         for name, embedding, start in (("user_table", self.users, user_table), ("item_table", self.items, item_table)):
             if start is not None and embedding is not None:
                 _begin(name, embedding, jnp.asarray(start, param_dtype))
+        of_item = {**table, "init_std": 0.0, "rngs": rngs}
+        self.bias = None if item_bias is False else FieldEmbedding(item_sizes[:1], 1, **of_item)
+        if self.bias is not None and item_bias is not True:
+            _begin("item_bias", self.bias, jnp.asarray(item_bias, param_dtype)[:, None])
         linear = {"preferred_element_type": jnp.float32, **dtypes, "rngs": rngs}
         self.projection = nnx.Linear(width, width, use_bias=False, **linear) if history else None
-        tower = {"linear_end": True, "dropout": dropout, **dtypes, "rngs": rngs}
+        tower = {"linear_end": True, "dropout": dropout, "implementation": implementation, **dtypes, "rngs": rngs}
         parts = len(user_sizes) + history
         self.user_tower = Dense([parts * width, *hidden, width], **tower) if len(hidden) else None
         self.item_tower = Dense([len(item_sizes) * width, *hidden, width], **tower) if len(hidden) else None
@@ -104,7 +111,7 @@ class TwoTower(nnx.Module):
         history: Int[Array, "*batch length"] | CSR | None = None,
         *,
         key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "*batch width"]:
+    ) -> Float[Array, "*batch columns"]:
         """Vectors of users, over the temperature; histories are padded with -1, or rows of any length."""
         if (self.users is None) != (fields is None) or (self.projection is None) != (history is None):
             raise ValueError(
@@ -116,13 +123,18 @@ class TwoTower(nnx.Module):
             parts.append(self.users(fields))
         if self.projection is not None:
             parts.append(self.projection(self._mean(history))[..., None, :])
-        return self._end(jnp.concatenate(parts, axis=-2), self.user_tower, key) / self.temperature
+        vectors = self._end(jnp.concatenate(parts, axis=-2), self.user_tower, key) / self.temperature
+        return vectors if self.bias is None else jnp.concatenate([vectors, jnp.ones_like(vectors[..., :1])], axis=-1)
 
     def item(
         self, fields: Int[Array, "*batch n_item_fields"], *, key: PRNGKeyArray | None = None
-    ) -> Float[Array, "*batch width"]:
-        """Vectors of items."""
-        return self._end(self.items(fields), self.item_tower, key)
+    ) -> Float[Array, "*batch columns"]:
+        """Vectors of items, with their bias behind."""
+        vectors = self._end(self.items(fields), self.item_tower, key)
+        if self.bias is None:
+            return vectors
+        bias = self.bias(fields[..., :1])[..., 0].astype(vectors.dtype)
+        return jnp.concatenate([vectors, bias], axis=-1)
 
     def _mean(self, history: Any) -> Array:
         if isinstance(history, CSR):
@@ -149,5 +161,5 @@ def _begin(name: str, embedding: FieldEmbedding, start: Array) -> None:
     table = embedding.table[...]
     expected = (embedding.sizes[0], table.shape[1])
     if start.shape != expected:
-        raise ValueError(f"{name} is {list(start.shape)} and must be {list(expected)}: [ids of the first field, width]")
+        raise ValueError(f"{name} is {list(start.shape)} and must be {list(expected)}: a row for each id of the field")
     embedding.table[...] = table.at[: expected[0]].set(start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -60,6 +61,14 @@ class EmbeddingCase(NamedTuple):
     constant: bool = False  # one weight for all entries
 
 
+class DenseCase(NamedTuple):
+    """Rows, and the widths of a network from the input on; or the number of its cross layers, which have one width."""
+
+    name: str
+    batch: int
+    widths: tuple[int, ...]
+
+
 class PairsCase(NamedTuple):
     """Examples of `n` vectors each."""
 
@@ -114,12 +123,37 @@ EMBEDDINGS = (
 )
 
 
+DENSE = (
+    DenseCase("no rows", 0, (5, 3, 4)),
+    DenseCase("one number", 1, (1, 1)),
+    DenseCase("odd shapes", 67, (21, 37, 3)),
+    DenseCase("several groups of whole tiles", 700, (16, 48, 32)),
+    DenseCase("one column", 130, (64, 1)),
+    DenseCase("wide and narrow", 90, (8, 200, 20, 1)),
+)
+CROSS = (
+    DenseCase("no rows", 0, (5,) * 3),
+    DenseCase("one number", 1, (1,) * 2),
+    DenseCase("odd shapes", 67, (21,) * 4),
+    DenseCase("several groups of whole tiles", 700, (48,) * 3),
+)
+
 PAIRS = (
     PairsCase("no examples", 0, 3, 4),
     PairsCase("one vector", 2, 1, 4),
     PairsCase("odd shapes", 67, 7, 5),
     PairsCase("many vectors", 3, 27, 16),
 )
+
+
+def dense_arguments(case: DenseCase, seed: int = 0) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    """Rows and the weights and bias of each layer, float32."""
+    rng = np.random.default_rng(seed)
+    layers = [
+        ((rng.normal(size=(k, n)) / np.sqrt(k)).astype(np.float32), rng.normal(size=n).astype(np.float32))
+        for k, n in itertools.pairwise(case.widths)
+    ]
+    return rng.normal(size=(case.batch, case.widths[0])).astype(np.float32), layers
 
 
 def pairs_arguments(case: PairsCase, seed: int = 0) -> np.ndarray:

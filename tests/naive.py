@@ -409,6 +409,39 @@ def _linear(theta, errors, scores, d):
     }
 
 
+def dense(x, layers, relu_end, slope=None):
+    """Layers with a relu between them, and gradients in x and in all weights of their products with `slope`."""
+    rows, inner = [np.asarray(x, np.float64)], []
+    layers = [(np.asarray(w, np.float64), np.asarray(b, np.float64)) for w, b in layers]
+    for number, (w, b) in enumerate(layers):
+        inner.append(rows[-1] @ w + b)
+        keeps = number == len(layers) - 1 and not relu_end
+        rows.append(inner[-1] if keeps else np.maximum(inner[-1], 0))
+    back, found = np.ones_like(rows[-1]) if slope is None else np.asarray(slope, np.float64), []
+    for number in reversed(range(len(layers))):
+        if number < len(layers) - 1 or relu_end:
+            back = back * (inner[number] > 0)
+        found.insert(0, (rows[number].T @ back, back.sum(axis=0)))
+        back = back @ layers[number][0].T
+    return rows[-1], back, found
+
+
+def cross(x, layers, slope=None):
+    """`x' = x0 * (x W + b) + x`, layer by layer, and gradients as of `dense`."""
+    rows, inner = [np.asarray(x, np.float64)], []
+    layers = [(np.asarray(w, np.float64), np.asarray(b, np.float64)) for w, b in layers]
+    for w, b in layers:
+        inner.append(rows[-1] @ w + b)
+        rows.append(rows[0] * inner[-1] + rows[-1])
+    back, found = np.ones_like(rows[-1]) if slope is None else np.asarray(slope, np.float64), []
+    of_start = np.zeros_like(rows[0])
+    for number in reversed(range(len(layers))):
+        of_start += back * inner[number]
+        found.insert(0, (rows[number].T @ (back * rows[0]), (back * rows[0]).sum(axis=0)))
+        back = back + (back * rows[0]) @ layers[number][0].T
+    return rows[-1], of_start + back, found
+
+
 def pair_products(vectors, slope=None):
     """Products of all vectors with those before, and the gradient of their products with `slope`."""
     vectors = np.asarray(vectors, np.float64)

@@ -24,7 +24,7 @@ from affinax.engine.training import example_batches, losses
 from affinax.engine.training.gradient_descent import gradient_step, start_training
 from affinax.engine.training.histories import last_items
 from affinax.kernels.csr import CSR
-from affinax.models.layers import Dense, FieldEmbedding, dropped
+from affinax.models.layers import Dense, FieldEmbedding, Linear, dropped
 
 from .test_factorization import checkerboard as planted
 
@@ -46,6 +46,10 @@ BUILT = {  # how each is made, and what it takes
     "DLRM with numbers": (lambda **o: models.DLRM(SIZES, numbers=2, bottom=[5], **SMALL, **o), (FIELDS, NUMBERS)),
     "DIN": (lambda **o: models.DIN(SIZES, attention=[6, 3], hidden=[8], **SMALL, **o), (FIELDS, HISTORY)),
     "TwoTower": (lambda **o: models.TwoTower([5], [7, 3], **SMALL, **o), (FIELDS[:, :1], FIELDS[:, 1:], HISTORY)),
+    "TwoTower with biases": (
+        lambda **o: models.TwoTower([5], [7, 3], history=False, item_bias=jnp.arange(7.0), **SMALL, **o),
+        (FIELDS[:, :1], FIELDS[:, 1:]),
+    ),
     "TwoTower of layers": (
         lambda **o: models.TwoTower([], [7, 3], hidden=[8], normalize=False, **SMALL, **o),
         (None, FIELDS[:, 1:], HISTORY),
@@ -65,9 +69,13 @@ def rows_of(embedding, fields):
     return np.asarray(embedding.table[...], np.float64)[fields + first]
 
 
+def linear(layer, x):
+    return x @ np.asarray(layer.kernel[...], np.float64) + np.asarray(layer.bias[...], np.float64)
+
+
 def layers(dense, x):
     for number, layer in enumerate(dense.layers):
-        x = x @ np.asarray(layer.kernel[...], np.float64) + np.asarray(layer.bias[...], np.float64)
+        x = linear(layer, x)
         if number < len(dense.layers) - 1 or not dense.linear_end:
             x = np.maximum(x, 0)
     return x
@@ -108,10 +116,9 @@ def deep_fm(m, fields):
 
 def dcn(m, fields):
     start = x = flat(rows_of(m.embedding, fields))
-    for layer in m.crosses:
-        weights = layer.weights
-        x = start * (x @ np.asarray(weights.kernel[...], np.float64) + np.asarray(weights.bias[...])) + x
-    return layers(m.end, np.concatenate([x, layers(m.network, start)], -1))[..., 0]
+    for weights, bias in zip(m.crosses.kernel[...], m.crosses.bias[...], strict=True):
+        x = start * (x @ np.asarray(weights, np.float64) + np.asarray(bias)) + x
+    return linear(m.end, np.concatenate([x, layers(m.network, start)], -1))[..., 0]
 
 
 def low_rank_dcn(m, fields):
@@ -125,7 +132,7 @@ def low_rank_dcn(m, fields):
             expert = start * (np.tanh(np.tanh(x @ v) @ c) @ u + np.asarray(layer.bias[...]))
             total += gates[:, e : e + 1] * expert
         x = x + total
-    return layers(m.end, layers(m.network, x))[..., 0]
+    return linear(m.end, layers(m.network, x))[..., 0]
 
 
 def dlrm(m, fields, numbers=None):
@@ -143,9 +150,7 @@ def din(m, fields, history):
     for row, (query, met) in enumerate(zip(vectors[:, 1], history, strict=True)):
         for item in met[met >= 0]:
             v = table[first + item]
-            inner = np.concatenate([v, v * query]) @ np.asarray(m.of_met.kernel[...], np.float64)
-            inner += query @ np.asarray(m.of_query.kernel[...], np.float64) + np.asarray(m.of_query.bias[...])
-            found[row] += layers(m.attention, np.maximum(inner, 0))[0] * v
+            found[row] += layers(m.attention, np.concatenate([query, v, query * v]))[0] * v
     return layers(m.network, np.concatenate([flat(vectors), found], -1))[..., 0]
 
 
@@ -162,6 +167,12 @@ def two_tower(m, user_fields, item_fields, history):
     return product / m.temperature
 
 
+def biased_two_tower(m, user_fields, item_fields):
+    user, item = rows_of(m.users, user_fields).sum(1), rows_of(m.items, item_fields).sum(1)
+    product = (user * item).sum(-1) / np.linalg.norm(user, axis=-1) / np.linalg.norm(item, axis=-1)
+    return product / m.temperature + item_fields[:, 0]
+
+
 FORMULAS = {
     "MLP": mlp,
     "NeuMF": neumf,
@@ -173,6 +184,7 @@ FORMULAS = {
     "DLRM with numbers": dlrm,
     "DIN": din,
     "TwoTower": two_tower,
+    "TwoTower with biases": biased_two_tower,
 }
 
 
@@ -248,6 +260,23 @@ def test_dropout_needs_a_key_and_keeps_the_mean():
     dense = Dense([3, 50, 1], dropout=0.5, rngs=nnx.Rngs(0))
     assert (dense(jnp.ones(3)) == dense(jnp.ones(3))).all()
     assert dense(jnp.ones(3), key=jax.random.key(0)) != dense(jnp.ones(3), key=jax.random.key(1))
+
+
+@pytest.mark.parametrize("parts", [(3,), (1, 2)])
+def test_a_linear_layer_of_parts(parts):
+    layer, x = Linear(3, 2, rngs=nnx.Rngs(0)), np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    layer.bias[...] = jnp.array([1.0, 2.0])
+    found = layer.of_parts(*np.split(x, np.cumsum(parts)[:-1], axis=1))
+    np.testing.assert_allclose(found, layer(x), rtol=1e-6)
+    np.testing.assert_allclose(found, linear(layer, x), rtol=1e-5)
+
+
+def test_vectors_of_each_field_have_their_own_spread():
+    table = FieldEmbedding([400, 300], 50, init_std=[0.1, 2.0], rngs=nnx.Rngs(0)).table[...]
+    np.testing.assert_allclose([table[:400].std(), table[400:700].std()], [0.1, 2.0], rtol=0.02)
+    assert (table[700:] == 0).all()
+    with pytest.raises(ValueError, match="one for each of the 2 fields"):
+        FieldEmbedding([4, 3], 2, init_std=[0.1, 0.2, 0.3], rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize(
@@ -403,8 +432,11 @@ ALGORITHMS = {
     "NeuMF": lambda **o: models.pair_ranker(models.NeuMF, width=8, init_std=0.1, **QUICK, **o),
     "FactorizationMachine": lambda **o: models.pair_ranker(models.FactorizationMachine, width=8, **QUICK, **o),
     "DIN": lambda **o: models.pair_ranker(models.DIN, width=8, length=5, **QUICK, **o),
-    "TwoTower": lambda **o: models.tower_retriever(width=8, length=5, temperature=0.2, **QUICK, **o),
-    "TwoTower of histories": lambda **o: models.tower_retriever(width=8, users=False, length=5, **QUICK, **o),
+    "TwoTower": lambda **o: models.tower_retriever(width=8, history=True, length=5, **QUICK, **o),
+    "TwoTower of ids": lambda **o: models.tower_retriever(width=8, **QUICK, **o),
+    "TwoTower of histories": lambda **o: models.tower_retriever(
+        width=8, users=False, history=True, length=5, normalize=True, temperature=0.1, **QUICK, **o
+    ),
 }
 
 
@@ -448,7 +480,7 @@ def test_newcomers_of_a_network_without_histories():
     model, _ = fit(ALGORITHMS["NeuMF"](), x, key=jax.random.key(0), steps=1)
     with pytest.raises(ValueError, match="NeuMF knows the users that it was trained on and reads no histories"):
         with_history(model, x)
-    towers, _ = fit(models.tower_retriever(history=False, width=4), x, key=jax.random.key(0), steps=1)
+    towers, _ = fit(models.tower_retriever(width=4), x, key=jax.random.key(0), steps=1)
     with pytest.raises(ValueError, match="read no histories"):
         with_history(towers, x)
 

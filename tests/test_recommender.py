@@ -272,7 +272,7 @@ READ_HISTORIES = ("din", "two-tower")
 
 @pytest.mark.parametrize("algorithm", NETWORKS)
 def test_networks_by_name(algorithm, data, tmp_path):
-    small = {} if algorithm in ("factorization-machine", "two-tower") else {"hidden": 8}
+    small = {"factorization-machine": {}, "two-tower": {"history": True}}.get(algorithm, {"hidden": 8})
     rec = afx.Recommender(algorithm, seed=3, steps=2, width=4, batch_size=16, **small).fit(data)
     assert rec.model.training is None
     found = rec.recommend(["user 3", "user 0"])

@@ -113,7 +113,8 @@ def fit(
     every = validate_every or epoch
     save_every = checkpoint_every or every
     # Copied, since the step consumes it.
-    run = Run(jax.tree.map(jnp.array, algorithm.init(init_key, source.data) if state is None else state))
+    start = algorithm.init(init_key, source.data) if state is None else state
+    run = Run(*jax.tree.flatten(jax.tree.map(jnp.array, start)))
     saved = None
     if checkpoint is not None:
         settings = {"algorithm": algorithm.name, "key": key_in_words(key), "examples": source.examples}
@@ -127,7 +128,7 @@ def fit(
     keys = jax.random.split(step_key, total)[first - 1 :]
     kind = str(jax.random.key_impl(keys)) if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else None
     words = np.asarray(keys if kind is None else jax.random.key_data(keys))
-    step = _guarded(algorithm.step, algorithm.batches is not None, kind)
+    step = _guarded(algorithm.step, algorithm.batches is not None, kind, run.structure)
     with (
         Progress(algorithm.name, total, progress) as bar,
         source.ahead(first, total if stopped is None else 0) as batches,
@@ -135,7 +136,7 @@ def fit(
         bar.advance("", min(first - 1, total))
         for number, (word, batch) in enumerate(zip(words, batches, strict=False), start=first):
             began = time.perf_counter()
-            run.state, info = step(word, run.state, batch)
+            run.leaves, info = step(word, run.leaves, batch)
             info = jax.tree.map(np.asarray, info)
             run.seconds.append(time.perf_counter() - began)
             run.losses.append(float(info.loss))
@@ -202,20 +203,24 @@ def _source(algorithm: Algorithm, interactions: Any, key: PRNGKeyArray) -> _Sour
 
 @functools.lru_cache(maxsize=32)
 def _guarded(
-    step: Callable[..., tuple[Any, Info]], guards_itself: bool, kind: str | None
-) -> Callable[..., tuple[Any, Info]]:
-    """The step, jitted, which leaves a state as it is that would not be finite; of keys it takes the numbers.
+    step: Callable[..., tuple[Any, Info]], guards_itself: bool, kind: str | None, structure: Any
+) -> Callable[..., tuple[list[Any], Info]]:
+    """The step, jitted, which leaves a state as it is that would not be finite; of states it takes the leaves.
 
-    Kept, so that another fit by the same step compiles nothing: the numbers of an algorithm are in its state.
+    Of keys it takes the numbers. Kept, so that another fit by the same step compiles nothing: the numbers of an
+    algorithm are in its state.
     """
 
-    def guarded(words, state, data):
+    def guarded(words, leaves, data):
         key = words if kind is None else jax.random.wrap_key_data(words, impl=kind)
-        new, info = step(key, state, data)
+        new, info = step(key, jax.tree.unflatten(structure, leaves), data)
+        new, after = jax.tree.flatten(new)
+        if after != structure:
+            raise TypeError(f"a step must give a state of the structure that it was given: {after} is not {structure}")
         if guards_itself:
             return new, info
         good = jnp.isfinite(info.loss) & jnp.all(info.nonfinite == 0)
-        return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state), info
+        return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, leaves), info
 
     return jax.jit(guarded, donate_argnums=1)
 

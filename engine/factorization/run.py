@@ -21,7 +21,8 @@ class Run:
     """State, and a number a step of what was met on the way.
 
     Attributes:
-        state: After the last step.
+        leaves: Those of the state after the last step.
+        structure: Of the state, which would take longer to go through at every step than a small step takes.
         best: The state that validated best, or None.
         losses: Of each step.
         seconds: Of each step.
@@ -30,13 +31,18 @@ class Run:
         waited: Seconds of waiting for batches.
     """
 
-    state: Any
+    leaves: list[Any]
+    structure: Any
     best: Any = None
     losses: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     validated: list[int] = field(default_factory=list)
     waited: float = 0.0
+
+    @property
+    def state(self) -> Any:
+        return jax.tree.unflatten(self.structure, self.leaves)
 
     def stopped(self, epoch: int, tolerance: float | None, patience: int) -> str | None:
         """Why it has to end here, if it has to."""
@@ -92,7 +98,7 @@ class SavedRun:
         state = restore_checkpoint(self.folder, like).state
         # Copied to where a step may consume it.
         state = jax.tree.map(jax.numpy.array, state)
-        return Run(state["state"], state.get("best"), **{name: content[name] for name in _KEPT})
+        return Run(*jax.tree.flatten(state["state"]), state.get("best"), **{name: content[name] for name in _KEPT})
 
 
 def key_in_words(key: PRNGKeyArray) -> str:
