@@ -123,15 +123,11 @@ def _register(name: str, kernel: Any, arguments: tuple[types.Array, ...], result
     """Compiles the handler of `kernel` for these buffer types and registers it once."""
     read = _frame_reader(arguments, results)
     if isinstance(kernel, tuple):
-        run, kept = _shared(kernel, read)
+        run, kept = xla_pool.shared(kernel, read, arguments + results)
         _handlers.append(kept)
     else:
         require_safe_layer()
-
-        @numba.njit
-        def run(frame):
-            kernel(*read(frame))
-            return True
+        run = xla_pool.alone(kernel, read, arguments + results)
 
     def handler(frame):
         return 0 if _answers_metadata(frame) or run(frame) else xla_pool.failure(frame)
@@ -141,12 +137,6 @@ def _register(name: str, kernel: Any, arguments: tuple[types.Array, ...], result
     jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(compiled.ctypes), platform="cpu", api_version=1)
     _handlers.append(compiled)
     return target
-
-
-def _shared(passes: tuple[tuple[Any, Any], ...], read: Any) -> tuple[Any, Any]:
-    """The passes one after the other, as a function of the call frame, and what has to be kept alive for it."""
-    runs = [xla_pool.shared(count, part, read) for count, part in passes]
-    return functools.reduce(xla_pool.in_turn, [run for run, _ in runs]), [task for _, task in runs]
 
 
 # XLA keeps only the address of a handler; this keeps the code behind it alive.
@@ -166,9 +156,8 @@ def call(
         name: Names the kernel and all that it is specialised on; one name stands for one function.
         kernel: An `njit` function of the argument arrays, then the result arrays, which it fills; or passes that follow
             each other, pairs of such functions: `count(*arrays)`, the number of parts, and `part(number, *arrays)`,
-            which does one of them and shares no memory with the others but to read it. Parts run on XLA's threads;
-            where one raises, as when memory runs out, the call fails. A kernel that is one function must not raise:
-            XLA would not see it. Under `vmap` it is called once per element.
+            which does one of them and shares no memory with the others but to read it. Parts run on XLA's threads.
+            Where one raises, as when memory runs out, the call fails. Under `vmap` it is called once per element.
         results: Shapes and dtypes of the results.
         *arguments: C-contiguous arrays; bfloat16 arrives as uint16.
         input_output_aliases: Which argument lies in the memory of which result, by their numbers: such a result holds

@@ -12,10 +12,10 @@ caller waits for those who went in before.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 import numba
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.np import arrayobj
@@ -28,7 +28,7 @@ _FRAME_API, _FRAME_CONTEXT = 16, 24
 _API_ERROR_CREATE, _API_ERROR_DESTROY, _API_SCHEDULE, _API_NUM_THREADS = 48, 64, 136, 144
 _RESOURCE_EXHAUSTED = 8
 
-_USERS, _GATE, _TAKEN, _DONE, _PARTS, _FRAME, _WORDS = range(7)  # of a job, int64 each
+_USERS, _GATE, _TAKEN, _DONE, _PARTS, _FRAME, _PART, _WORDS = range(8)  # of a job, int64 each
 _CLOSED = 1 << 32
 
 
@@ -154,80 +154,139 @@ def _let_others_run(typingctx):
     return types.void(), codegen
 
 
-@numba.njit
+@intrinsic
+def _invoke(typingctx, task, job):
+    """Calls the function at the address `task` on a job."""
+
+    def codegen(context, builder, signature, arguments):
+        kind = ir.FunctionType(ir.VoidType(), [I64]).as_pointer()
+        builder.call(builder.inttoptr(arguments[0], kind), [arguments[1]])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+def _native(name: str, result: Any, numbered: bool):
+    """An intrinsic that calls a compiled function of Numba by its address, so that its code is not compiled anew.
+
+    It gives whether the function did not raise, and what it returned.
+    """
+
+    def typed(arrays):
+        return ((types.int64,) if numbered else ()) + tuple(arrays.types)
+
+    def codegen(context, builder, signature, arguments):
+        address, *numbers, arrays = arguments
+        given = [*numbers, *cgutils.unpack_tuple(builder, arrays)]
+        kinds = typed(signature.args[-1])
+        function = builder.inttoptr(address, context.call_conv.get_function_type(result, kinds).as_pointer())
+        found = cgutils.alloca_once(builder, context.get_value_type(result))
+        raised = cgutils.alloca_once(builder, function.type.pointee.args[1].pointee)
+        packed = context.get_arg_packer(kinds).as_arguments(builder, given)
+        status = builder.call(function, [found, raised, *packed])
+        done = builder.icmp_signed("==", status, status.type(0))
+        return context.make_tuple(builder, signature.return_type, [done, builder.load(found)])
+
+    def with_number(typingctx, address, number, arrays):
+        return types.Tuple((types.boolean, result))(address, number, arrays), codegen
+
+    def without(typingctx, address, arrays):
+        return types.Tuple((types.boolean, result))(address, arrays), codegen
+
+    function = with_number if numbered else without
+    function.__name__ = name
+    return intrinsic(function)
+
+
+_count = _native("_count", types.int64, False)
+_part = _native("_part", types.none, True)
+_whole = _native("_whole", types.none, False)
+
+
+def _address(function: Any, kinds: tuple[Any, ...]) -> int:
+    """Where the code of an `njit` function is, compiled or out of its cache for arguments of these types."""
+    function.compile(kinds)
+    compiled = function.overloads[kinds]
+    return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+
+
+@numba.njit(cache=True)
 def _leave(job):
     if _add(job, _USERS, -1) == 1:
         _free(job)
 
 
-def shared(count: Any, part: Any, read: Any) -> tuple[Any, Any]:
-    """A pass over the parts of a kernel, shared among the caller and the threads of XLA.
+@numba.njit(cache=True)
+def _share(frame, parts, part, task):
+    """Has all parts done by the caller and the threads of XLA; true if they are."""
+    helpers = max(0, min(_threads(frame), parts) - 1)
+    job = _allocated(_WORDS)
+    if job == 0:
+        return False
+    words = _words(job)
+    words[_USERS], words[_GATE], words[_TAKEN], words[_DONE] = helpers + 2, 0, 0, 0
+    words[_PARTS], words[_FRAME], words[_PART] = parts, frame, part
+    for _ in range(helpers):
+        if not _schedule(frame, task, job):
+            _add(job, _USERS, -1)
+    _invoke(task, job)
+    _add(job, _GATE, _CLOSED)
+    while _add(job, _GATE, 0) != _CLOSED:
+        _let_others_run()
+    done = words[_DONE] == parts
+    _leave(job)
+    return done
+
+
+def alone(kernel: Any, read: Any, arrays: tuple[Any, ...]) -> Any:
+    """A kernel that is one function, `kernel(*arrays)`; the rest is as of `shared`."""
+    address = _address(kernel, arrays)
+
+    @numba.njit
+    def run(frame):
+        return _whole(address, read(frame))[0]
+
+    return run
+
+
+def shared(passes: tuple[tuple[Any, Any], ...], read: Any, arrays: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Passes over the parts of a kernel, one after the other, shared among the caller and the threads of XLA.
 
     Args:
-        count: `count(*arrays)`, an `njit` function: how many parts there are.
-        part: `part(number, *arrays)`: does one.
+        passes: `count(*arrays)`, an `njit` function, how many parts there are, and `part(number, *arrays)`, which does
+            one.
         read: `read(frame)`: the arrays.
+        arrays: Their types.
 
     Returns:
         An `njit` function of the call frame, which says whether all was done, and what has to be kept alive for it.
     """
+    counts = np.array([_address(count, arrays) for count, _ in passes])
+    parts = np.array([_address(part, (types.int64, *arrays)) for _, part in passes])
 
-    @numba.njit
-    def take(job, frame):
-        arrays = read(frame)
-        n = _words(job)[_PARTS]
-        while True:
-            number = _add(job, _TAKEN, 1)
-            if number >= n:
-                break
-            part(number, *arrays)
-            _add(job, _DONE, 1)
-
-    @numba.njit
-    def work(job, frame):
-        try:  # noqa: SIM105 - Numba knows no other way
-            take(job, frame)
-        except Exception:
-            pass  # the part that raised is not done, which the caller sees
-
-    def help_with(job):
+    def work(job):
         if _add(job, _GATE, 1) < _CLOSED:
-            work(job, _words(job)[_FRAME])
+            words = _words(job)
+            given = read(words[_FRAME])
+            while True:
+                number = _add(job, _TAKEN, 1)
+                if number >= words[_PARTS]:
+                    break
+                if _part(words[_PART], number, given)[0]:
+                    _add(job, _DONE, 1)
         _add(job, _GATE, -1)
         _leave(job)
 
-    task: Any = numba.cfunc(types.void(types.int64))(help_with)
+    task: Any = numba.cfunc(types.void(types.int64))(work)
     address = int(task.address)
 
     @numba.njit
     def run(frame):
-        parts = count(*read(frame))
-        helpers = max(0, min(_threads(frame), parts) - 1)
-        job = _allocated(_WORDS)
-        if job == 0:
-            return False
-        words = _words(job)
-        words[_USERS], words[_GATE], words[_TAKEN], words[_DONE] = helpers + 1, 0, 0, 0
-        words[_PARTS], words[_FRAME] = parts, frame
-        for _ in range(helpers):
-            if not _schedule(frame, address, job):
-                _add(job, _USERS, -1)
-        work(job, frame)
-        _add(job, _GATE, _CLOSED)
-        while _add(job, _GATE, 0) != _CLOSED:
-            _let_others_run()
-        done = words[_DONE] == parts
-        _leave(job)
-        return done
+        given = read(frame)
+        for k in range(len(counts)):
+            counted, n = _count(counts[k], given)
+            if not counted or not _share(frame, n, parts[k], address):
+                return False
+        return True
 
     return run, task
-
-
-def in_turn(first: Callable[..., Any], then: Callable[..., Any]) -> Any:
-    """Two functions of the call frame as one, that goes on where the first was done."""
-
-    @numba.njit
-    def both(frame):
-        return first(frame) and then(frame)
-
-    return both
