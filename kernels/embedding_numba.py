@@ -11,7 +11,7 @@ from . import huge_pages, simd, xla_ffi
 from .entries_by_row import AHEAD, LINE, ROW, RUN, add_entries, first_of_run, sort_by_row
 from .threads import WORKERS
 
-_BAGS = 32  # taken from the queue at a time
+_BAGS = 32  # in a part
 _ZEROS = 1 << 16  # numbers set to zero at a time
 _FAST = {"contract", "reassoc", "nsz"}
 
@@ -24,45 +24,39 @@ def one_each(ids):
 def pool(table, indptr, indices, values):
     """The Numba implementation of `embedding.POOL`."""
     n_bags = indptr.shape[0] - 1
-    results = [
-        jax.ShapeDtypeStruct((n_bags, table.shape[1]), jnp.float32),
-        jax.ShapeDtypeStruct((n_bags,), jnp.float32),
-        jax.ShapeDtypeStruct((1,), jnp.int32),
-    ]
-    sums, totals, status = xla_ffi.call("embedding_pool", _pool, results, table, indptr, indices, values)
-    return xla_ffi.or_nan(sums, status), totals
+    results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((n_bags, table.shape[1]), (n_bags,))]
+    sums, totals = xla_ffi.call("embedding_pool", ((_n_pools, _pool),), results, table, indptr, indices, values)
+    return sums, totals
 
 
-@numba.njit(parallel=True, nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
-def _pool(table, indptr, indices, values, sums, totals, status):
+@numba.njit(nogil=True, cache=True)
+def _n_pools(table, indptr, indices, values, sums, totals):
+    return (len(totals) + _BAGS - 1) // _BAGS
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
+def _pool(number, table, indptr, indices, values, sums, totals):
     n_rows, width = table.shape
     n_bags, step, last = len(totals), np.int64(len(values) > 1), len(indices) - 1
-    queue = np.zeros(1, np.int64)
-    for _worker in numba.prange(WORKERS):
-        while True:
-            first = simd.take_number(queue, 0) * _BAGS
-            if first >= n_bags:
-                break
-            for bag in range(first, min(first + _BAGS, n_bags)):
-                target, total = sums[bag], np.float32(0)
-                target[:] = 0
-                for entry in range(indptr[bag], indptr[bag + 1]):
-                    ahead = np.int64(indices[min(entry + AHEAD, last)])
-                    for place in range(0, width, LINE):
-                        simd.prefetch(table, ahead * width + place)
-                    row = indices[entry]
-                    if row < 0:
-                        continue
-                    weight = values[entry * step]
-                    total += weight
-                    if row >= n_rows:
-                        target[:] = np.nan
-                        continue
-                    source = table[row]
-                    for c in range(width):
-                        target[c] += weight * source[c]
-                totals[bag] = total
-    status[0] = 1
+    for bag in range(number * _BAGS, min((number + 1) * _BAGS, n_bags)):
+        target, total = sums[bag], np.float32(0)
+        target[:] = 0
+        for entry in range(indptr[bag], indptr[bag + 1]):
+            ahead = np.int64(indices[min(entry + AHEAD, last)])
+            for place in range(0, width, LINE):
+                simd.prefetch(table, ahead * width + place)
+            row = indices[entry]
+            if row < 0:
+                continue
+            weight = values[entry * step]
+            total += weight
+            if row >= n_rows:
+                target[:] = np.nan
+                continue
+            source = table[row]
+            for c in range(width):
+                target[c] += weight * source[c]
+        totals[bag] = total
 
 
 def table_gradient(cotangent, indptr, indices, values, *, n_rows: int, dtype):
@@ -100,38 +94,35 @@ def _table_gradient(cotangent, indptr, indices, values, gradient, scratch, statu
 
 def weight_gradient(table, indptr, indices, values, cotangent, of_totals):
     """The Numba implementation of `embedding.WEIGHT_GRADIENT`."""
-    results = [jax.ShapeDtypeStruct(indices.shape, jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)]
-    arguments = table, indptr, indices, cotangent, of_totals
-    slopes, status = xla_ffi.call("embedding_weight_gradient", _weight_gradient, results, *arguments)
-    slopes = xla_ffi.or_nan(slopes, status)
+    passes, arguments = ((_n_slopes, _slopes),), (table, indptr, indices, cotangent, of_totals)
+    result = jax.ShapeDtypeStruct(indices.shape, jnp.float32)
+    (slopes,) = xla_ffi.call("embedding_weight_gradient", passes, [result], *arguments)
     return slopes if values.shape == slopes.shape else jnp.sum(slopes, keepdims=True)
 
 
-@numba.njit(parallel=True, nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
-def _weight_gradient(table, indptr, indices, cotangent, of_totals, slopes, status):
+@numba.njit(nogil=True, cache=True)
+def _n_slopes(table, indptr, indices, cotangent, of_totals, slopes):
+    slopes[: indptr[0]] = 0
+    slopes[indptr[len(of_totals)] :] = 0
+    return (len(of_totals) + _BAGS - 1) // _BAGS
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
+def _slopes(number, table, indptr, indices, cotangent, of_totals, slopes):
     n_rows, width = table.shape
     n_bags, last = len(of_totals), len(indices) - 1
-    slopes[: indptr[0]] = 0
-    slopes[indptr[n_bags] :] = 0
-    queue = np.zeros(1, np.int64)
-    for _worker in numba.prange(WORKERS):
-        while True:
-            first = simd.take_number(queue, 0) * _BAGS
-            if first >= n_bags:
-                break
-            for bag in range(first, min(first + _BAGS, n_bags)):
-                slope = cotangent[bag]
-                for entry in range(indptr[bag], indptr[bag + 1]):
-                    ahead = np.int64(indices[min(entry + AHEAD, last)])
-                    for place in range(0, width, LINE):
-                        simd.prefetch(table, ahead * width + place)
-                    row = indices[entry]
-                    total = of_totals[bag] if row >= 0 else np.float32(0)
-                    if row >= n_rows:
-                        total = np.float32(np.nan)
-                    elif row >= 0:
-                        source = table[row]
-                        for c in range(width):
-                            total += slope[c] * source[c]
-                    slopes[entry] = total
-    status[0] = 1
+    for bag in range(number * _BAGS, min((number + 1) * _BAGS, n_bags)):
+        slope = cotangent[bag]
+        for entry in range(indptr[bag], indptr[bag + 1]):
+            ahead = np.int64(indices[min(entry + AHEAD, last)])
+            for place in range(0, width, LINE):
+                simd.prefetch(table, ahead * width + place)
+            row = indices[entry]
+            total = of_totals[bag] if row >= 0 else np.float32(0)
+            if row >= n_rows:
+                total = np.float32(np.nan)
+            elif row >= 0:
+                source = table[row]
+                for c in range(width):
+                    total += slope[c] * source[c]
+            slopes[entry] = total
