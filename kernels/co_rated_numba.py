@@ -21,16 +21,13 @@ def search_rows(*arguments, k: int, similarity: str):
     results = [
         jax.ShapeDtypeStruct((batch, k), jnp.int32),
         jax.ShapeDtypeStruct((batch, k), jnp.float32),
-        jax.ShapeDtypeStruct((1,), jnp.int32),
     ]
     kind = jnp.full(1, _SIMILARITIES[similarity], jnp.int32)
-    ids, scores, status = xla_ffi.call("co_rated", _search, results, *arguments, kind)
-    done = status[0] == 1
-    return jnp.where(done, ids, -1), jnp.where(done, scores, jnp.nan)
+    return tuple(xla_ffi.call("co_rated", _search, results, *arguments, kind))
 
 
 @numba.njit(parallel=True, nogil=True, cache=True)
-def _search(indptr, indices, values, t_indptr, t_indices, t_values, rows, numbers, kind, ids, scores, status):
+def _search(indptr, indices, values, t_indptr, t_indices, t_values, rows, numbers, kind, ids, scores):
     n_rows, shrink, min_support = len(indptr) - 1, numbers[0], numbers[1]
     queue = np.zeros(1, np.int64)
     for _worker in numba.prange(WORKERS):
@@ -66,7 +63,6 @@ def _search(indptr, indices, values, t_indptr, t_indices, t_values, rows, number
                         n_found += 1
                 take_best(packed, n_found, ids[q], scores[q])
             first = simd.take_number(queue, 0) * _ROWS
-    status[0] = 1
 
 
 @numba.njit(cache=True, nogil=True)

@@ -64,15 +64,13 @@ def table_gradient(cotangent, indptr, indices, values, *, n_rows: int, dtype):
     results = [
         jax.ShapeDtypeStruct((n_rows, cotangent.shape[1]), dtype),
         jax.ShapeDtypeStruct((5 * indices.shape[0],), jnp.int32),
-        jax.ShapeDtypeStruct((1,), jnp.int32),
     ]
     arguments = cotangent, indptr, indices, values
-    gradient, _, status = xla_ffi.call("embedding_table_gradient", _table_gradient, results, *arguments)
-    return xla_ffi.or_nan(gradient, status)
+    return xla_ffi.call("embedding_table_gradient", _table_gradient, results, *arguments)[0]
 
 
 @numba.njit(parallel=True, nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
-def _table_gradient(cotangent, indptr, indices, values, gradient, scratch, status):
+def _table_gradient(cotangent, indptr, indices, values, gradient, scratch):
     n_rows, n = len(gradient), len(indices)
     entries, bag_of = sort_by_row(indptr, indices, n_rows, scratch)
     huge_pages.ask_for(gradient)
@@ -89,7 +87,6 @@ def _table_gradient(cotangent, indptr, indices, values, gradient, scratch, statu
             while k < min(first + RUN, n) and np.int64(entries[k] >> ROW) < n_rows:
                 total = gradient[np.int64(entries[k] >> ROW)]
                 k = add_entries(entries, k, bag_of, values, cotangent, total, (gradient,))
-    status[0] = 1
 
 
 def weight_gradient(table, indptr, indices, values, cotangent, of_totals):

@@ -37,14 +37,13 @@ def update_bags(table, indptr, ids, weights, gradients, learning_rate, *slots, o
     results = [
         *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in state),
         jax.ShapeDtypeStruct((5 * ids.shape[0],), jnp.int32),
-        jax.ShapeDtypeStruct((1,), jnp.int32),
     ]
     arguments = *state, indptr, ids, weights, gradients, numbers
-    moved, counts, first, second, _, status = xla_ffi.call(
+    moved, counts, first, second, _ = xla_ffi.call(
         "embedding_update_rows", _update_rows, results, *arguments, input_output_aliases={k: k for k in range(4)}
     )
     new_slots = (counts, first, second) if optimizer == "adam" else (first, second)[: len(slots)]
-    return xla_ffi.or_nan(moved, status), *new_slots
+    return moved, *new_slots
 
 
 # Numba would look for a division by 0 at each number, which keeps a loop from being vector code.
@@ -64,7 +63,6 @@ def _update_rows(
     first,
     second,
     scratch,
-    status,
 ):
     n_rows, n, kind, rate = len(table), len(ids), np.int64(numbers[0]), numbers[1]
     width = table.size // max(n_rows, 1)
@@ -118,4 +116,3 @@ def _update_rows(
                         square[c] = _KEEP_SQUARE * square[c] + _ADD_SQUARE * total[c] * total[c]
                         target[c] -= scale * mean[c] / (np.sqrt(square[c] * correct) + _SMALL)
             begin = simd.take_number(queue, 0) * RUN
-    status[0] = 1

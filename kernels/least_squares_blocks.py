@@ -27,7 +27,7 @@ def kernel(width: int):
     """The kernel for float32 rows of `width` columns, a multiple of 16."""
 
     @numba.njit(parallel=True, nogil=True, cache=True, fastmath=_FAST)
-    def solve(indptr, indices, weights, targets, table, gram, l2, rhs, start, numbers, x, loss, jittered, status):
+    def solve(indptr, indices, weights, targets, table, gram, l2, rhs, start, numbers, x, loss, jittered):
         iterations, block, rank = numbers[0], numbers[1], numbers[2]
         l2_step = len(l2) > 1
         bounds = balanced_bounds(indptr, _CHUNKS, width)
@@ -108,7 +108,6 @@ def kernel(width: int):
                             share -= np.float32(2) * rhs[row, j] * solution[j]
                     x[row] = solution
                     loss[row] = share
-        status[0] = 1
 
     return solve
 

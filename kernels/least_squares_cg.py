@@ -30,7 +30,7 @@ def kernel(width: int, packed: int):
     """
 
     @numba.njit(parallel=True, nogil=True, cache=True, fastmath=_FAST)
-    def solve(indptr, indices, weights, targets, table, gram, l2, rhs, start, numbers, x, loss, jittered, status):
+    def solve(indptr, indices, weights, targets, table, gram, l2, rhs, start, numbers, x, loss, jittered):
         iterations, l2_step = numbers[0], len(l2) > 1
         bounds = balanced_bounds(indptr, _CHUNKS, width // 2)
         queue = np.zeros(1, np.int64)
@@ -169,7 +169,6 @@ def kernel(width: int, packed: int):
                             simd.copy(solution, r * width, x, (row + r) * width, width)
                         loss[row + r] = share
                     row += size
-        status[0] = 1
 
     return solve
 

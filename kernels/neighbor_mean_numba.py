@@ -15,13 +15,12 @@ _PAIRS = 2048  # taken from the queue at a time
 
 def means(*arguments):
     """The Numba implementation of `neighbor_mean.OP`."""
-    results = [jax.ShapeDtypeStruct(arguments[6].shape, jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)]
-    found, status = xla_ffi.call("neighbor_mean", _means, results, *arguments)
-    return jnp.where(status[0] == 1, found, jnp.nan)
+    results = [jax.ShapeDtypeStruct(arguments[6].shape, jnp.float32)]
+    return xla_ffi.call("neighbor_mean", _means, results, *arguments)[0]
 
 
 @numba.njit(parallel=True, nogil=True, cache=True)
-def _means(s_indptr, s_indices, s_values, indptr, indices, values, rows, others, k, found, status):
+def _means(s_indptr, s_indices, s_values, indptr, indices, values, rows, others, k, found):
     # Neighbours are rows of `similar` themselves.
     n_columns = len(s_indptr) - 1
     s_step, step = np.int64(len(s_values) > 1), np.int64(len(values) > 1)
@@ -54,4 +53,3 @@ def _means(s_indptr, s_indices, s_values, indptr, indices, values, rows, others,
                 for place in range(indptr[last], indptr[last + 1]):
                     by_column[indices[place]] = np.nan
             first = simd.take_number(queue, 0) * _PAIRS
-    status[0] = 1

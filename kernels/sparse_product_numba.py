@@ -14,13 +14,12 @@ from .threads import WORKERS
 def multiply_rows(rows, indptr, indices, values, *, n_columns: int):
     """The Numba implementation of `sparse_product.OP`."""
     shape = rows.shape[0], n_columns
-    results = [jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)]
-    product, status = xla_ffi.call("sparse_product", _multiply, results, rows, indptr, indices, values)
-    return jnp.where(status[0] == 1, product, jnp.nan)
+    results = [jax.ShapeDtypeStruct(shape, jnp.float32)]
+    return xla_ffi.call("sparse_product", _multiply, results, rows, indptr, indices, values)[0]
 
 
 @numba.njit(parallel=True, nogil=True, cache=True)
-def _multiply(rows, indptr, indices, values, product, status):
+def _multiply(rows, indptr, indices, values, product):
     step = np.int64(len(values) > 1)
     queue = np.zeros(1, np.int64)
     for _worker in numba.prange(WORKERS):
@@ -36,4 +35,3 @@ def _multiply(rows, indptr, indices, values, product, status):
                     continue
                 for place in range(indptr[i], indptr[i + 1]):
                     total[indices[place]] += factor * values[place * step]
-    status[0] = 1

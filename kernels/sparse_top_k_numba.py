@@ -23,15 +23,12 @@ def search_rows(*arguments, k: int, similarity: str):
     results = [
         jax.ShapeDtypeStruct((batch, k), jnp.int32),
         jax.ShapeDtypeStruct((batch, k), jnp.float32),
-        jax.ShapeDtypeStruct((1,), jnp.int32),
     ]
     # Sorted, so that one pointer walks through it.
     exclude = jnp.sort(exclude, axis=1) if exclude.shape[1] > 1 else exclude
     kind = jnp.full(1, _SIMILARITIES[similarity], jnp.int32)
     masks = (seen_indptr, seen_indices, seen_rows, exclude, among, allow)
-    ids, scores, status = xla_ffi.call("sparse_top_k", _search, results, *others, shrink[None], kind, *masks)
-    done = status[0] == 1
-    return jnp.where(done, ids, -1), jnp.where(done, scores, jnp.nan)
+    return tuple(xla_ffi.call("sparse_top_k", _search, results, *others, shrink[None], kind, *masks))
 
 
 @numba.njit(parallel=True, nogil=True, cache=True)
@@ -56,7 +53,6 @@ def _search(
     allow,
     ids,
     scores,
-    status,
 ):
     batch, n_columns = len(rows), dense.shape[1]
     queue = np.zeros(1, np.int64)
@@ -134,7 +130,6 @@ def _search(
                     if among[q, place] >= 0:
                         inside[among[q, place]] = False
             first = simd.take_number(queue, 0) * _ROWS
-    status[0] = 1
 
 
 @numba.njit(cache=True, nogil=True)

@@ -27,19 +27,16 @@ def search_rows(queries, items, seen_indptr, seen_indices, seen_rows, exclude, a
     results = [
         jax.ShapeDtypeStruct((batch, k), jnp.int32),
         jax.ShapeDtypeStruct((batch, k), jnp.float32),
-        jax.ShapeDtypeStruct((1,), jnp.int32),
     ]
     # Sorted, so that one pointer a query walks through it as the blocks of items go by.
     exclude = jnp.sort(exclude, axis=1)
     arguments = (queries, items, seen_indptr, seen_indices, seen_rows, exclude, allow)
     name, kernel = ("top_k_few", _search_few) if batch < _FEW else ("top_k", _search_many)
-    ids, scores, status = xla_ffi.call(name, kernel, results, *arguments)
-    done = status[0] == 1
-    return jnp.where(done, ids, -1), jnp.where(done, scores, jnp.nan)
+    return tuple(xla_ffi.call(name, kernel, results, *arguments))
 
 
 @numba.njit(parallel=True, nogil=True, cache=True)
-def _search_many(queries, items, seen_indptr, seen_indices, seen_rows, exclude, allow, ids, scores, status):
+def _search_many(queries, items, seen_indptr, seen_indices, seen_rows, exclude, allow, ids, scores):
     batch, width = queries.shape
     n_items = len(items)
     n_panels = (n_items + 15) // 16
@@ -113,7 +110,6 @@ def _search_many(queries, items, seen_indptr, seen_indices, seen_rows, exclude, 
                     )
             for row in range(first, first + size):
                 sort_best_first(ids[row], scores[row])
-    status[0] = 1
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
@@ -125,7 +121,7 @@ def _product(query, item):
 
 
 @numba.njit(parallel=True, nogil=True, cache=True)
-def _search_few(queries, items, seen_indptr, seen_indices, seen_rows, exclude, allow, ids, scores, status):
+def _search_few(queries, items, seen_indptr, seen_indices, seen_rows, exclude, allow, ids, scores):
     batch, k = ids.shape
     n_items = len(items)
     # Every worker keeps lists of its own; those of a worker that came too late for a block stay empty.
@@ -168,4 +164,3 @@ def _search_few(queries, items, seen_indptr, seen_indices, seen_rows, exclude, a
                 if score > scores[q, 0] or (score == scores[q, 0] and 0 <= item < ids[q, 0]):
                     sift_down(ids[q], scores[q], k, score, item)
         sort_best_first(ids[q], scores[q])
-    status[0] = 1

@@ -17,9 +17,8 @@ _BANDS = 16  # of about equal work; each is one more reading of the entries
 def gramian(indptr, indices, values, weights, *, n_columns: int):
     """The Numba implementation of `weighted_gramian.OP`."""
     shape = n_columns, n_columns
-    results = [jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)]
-    product, status = xla_ffi.call("weighted_gramian", _gramian, results, indptr, indices, values, weights)
-    return jnp.where(status[0] == 1, product, jnp.nan)
+    results = [jax.ShapeDtypeStruct(shape, jnp.float32)]
+    return xla_ffi.call("weighted_gramian", _gramian, results, indptr, indices, values, weights)[0]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -33,7 +32,7 @@ def _costs(indptr, indices, n_columns):
 
 
 @numba.njit(parallel=True, nogil=True, cache=True)
-def _gramian(indptr, indices, values, weights, product, status):
+def _gramian(indptr, indices, values, weights, product):
     step = np.int64(len(values) > 1)
     n_columns = len(product)
     bounds = balanced_bounds(_costs(indptr, indices, n_columns), _BANDS, 1)
@@ -60,4 +59,3 @@ def _gramian(indptr, indices, values, weights, product, status):
                 for other in range(column, n_columns):
                     product[column, other] = total[column - low, other - low]
     mirror_upper(product)
-    status[0] = 1

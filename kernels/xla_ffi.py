@@ -12,10 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numba
 import numpy as np
-from jax import lax
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.np import arrayobj
@@ -174,11 +172,3 @@ def call(
     )
     options = {"vmap_method": "sequential", "input_output_aliases": input_output_aliases}
     return list(jax.ffi.ffi_call(target, list(results), **options)(*arguments))
-
-
-def or_nan(array: jax.Array, status: jax.Array) -> jax.Array:
-    """The array, its first row NaN where a kernel has not run to its end: that costs no pass over all of it."""
-    if array.size == 0:
-        return array
-    first = jnp.where(status[0] == 1, array[:1], jnp.nan)
-    return lax.dynamic_update_slice_in_dim(array, first, 0, 0)
