@@ -86,7 +86,7 @@ def _product(a: Array, b: Array, kind: Any) -> Array:
 
 def _reference(x, *layers, relu_end: bool):
     """The result, and the rows between the layers, those of one after those of the other."""
-    rows, kind = [x], jnp.result_type(x, layers[0])
+    y, rows, kind = x, [x], jnp.result_type(x, layers[0])
     for w, b in zip(layers[::2], layers[1::2], strict=True):
         y = _product(rows[-1], w, kind)
         y += jnp.broadcast_to(b.astype(jnp.float32), y.shape)

@@ -172,6 +172,12 @@ def _backward(number, x, weights, widths, hidden, slope, of_x, of_weights, of_bi
             for row in range(count):
                 simd.axpy(np.float32(1), back, row * wide, mine, q + tall * wide, wide)
             if layer == 0:
+                _add_first(x, first, count, back, wide, mine, q)
+                whole = across == k and count == ROWS
+                result, r = (of_x.reshape(-1), first * k) if whole else (other, 0)
+                multiply(back, 0, wide, ROWS, panels, p, n, zeros, 0, ANY, result, r, across)
+                if not whole:
+                    copy_rows(other, 0, across, of_x.reshape(-1), first * k, k, count)
                 break
             region -= m * k
             rows, r = hidden, region + first * k
@@ -180,12 +186,6 @@ def _backward(number, x, weights, widths, hidden, slope, of_x, of_weights, of_bi
             add_product(rows, r, across, 1, tall, back, 0, False, wide, count, mine, q, wide)
             multiply(back, 0, wide, ROWS, panels, p, n, zeros, 0, ANY, other, 0, across)
             simd.where_above_0(other, 0, rows, r, back, 0, ROWS * across)
-        _add_first(x, first, count, back, wide, mine, q)
-        if across == k and count == ROWS:
-            multiply(back, 0, wide, ROWS, panels, p, n, zeros, 0, ANY, of_x.reshape(-1), first * k, across)
-        else:
-            multiply(back, 0, wide, ROWS, panels, p, n, zeros, 0, ANY, other, 0, across)
-            copy_rows(other, 0, across, of_x.reshape(-1), first * k, k, count)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -63,7 +63,7 @@ class FieldEmbedding(nnx.Module):
         n_rows = -(-sum(self.sizes) // _ROWS) * _ROWS
         if np.shape(init_std) not in ((), (len(self.sizes),)):
             raise ValueError(f"{init_std=} must be one number, or one for each of the {len(self.sizes)} fields")
-        std = np.repeat(np.broadcast_to(np.float32(init_std), len(self.sizes)), self.sizes)
+        std = np.repeat(np.broadcast_to(np.asarray(init_std, np.float32), len(self.sizes)), self.sizes)
         std = jnp.asarray(np.pad(std, (0, n_rows - len(std)))[:, None], param_dtype)
         self.table = nnx.Param(std * jax.random.normal(rngs.params(), (n_rows, width), param_dtype))
 
