@@ -49,6 +49,9 @@ CHOSEN = {
     "DLRM": {"affinax": (0.003, 1.0, None), "peer": (0.003, 1.0, None)},
     "DIN": {"affinax": (0.003, 0.01, 0.0001), "peer": (0.003, 0.01, 0.0001)},
 }
+# With the 2 of others DCN has .8227 on the validation part, the mean of three seeds, and .8240 with this; the first
+# weights of the peer's are of the size of `init_std`.
+MORE = {"DCN": {"hidden_scale": 0.02}}
 EPOCHS = {"DIN": 2}  # the most, else 25
 TIMED = {"DIN": 2}  # batches of a timed epoch, else all
 SEEDS = {"DIN": 1}  # how many, else 3
@@ -80,7 +83,7 @@ def algorithm(name: str, examples: dict[str, Any], learning_rate: float, l2: flo
         return jax.tree_util.tree_map_with_path(lambda path, _: "table" in jax.tree_util.keystr(path), parameters)
 
     optimizer = optax.chain(optax.add_decayed_weights(2 * l2 / BATCH, of_tables), optax.adam(learning_rate))
-    build = functools.partial(MODELS[name], examples["sizes"], **item, init_std=init_std)
+    build = functools.partial(MODELS[name], examples["sizes"], **item, **MORE.get(name, {}), init_std=init_std)
     return gradient(loss, optimizer, example_batches(BATCH), init=lambda key: build(rngs=nnx.Rngs(params=key)))
 
 

@@ -113,8 +113,10 @@ def test_bag_and_step_of_its_rows(benchmark, optimizer):
 
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad"])
 def test_a_step_costs_what_its_rows_do(benchmark, optimizer):
-    """81,920 ids of the same 50,000 rows, as it were, in tables of 16 columns: they lie the farther apart the more there
-    are, so that what is left of a slope are caches, which a larger table does not fit."""
+    """81,920 ids of 50,000 rows in tables of 16 columns, in which they lie the farther apart the more others there are.
+
+    So what is left of a slope are caches, which a larger table does not fit.
+    """
     gradients = jnp.asarray(np.random.default_rng(1).normal(size=(BAGS * LENGTH, 16)), jnp.float32)
     update = functools.partial(embedding.update_rows, optimizer=optimizer, learning_rate=0.01)
     step = jax.jit(update, donate_argnums=(0, 1))

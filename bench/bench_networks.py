@@ -49,7 +49,7 @@ NEUMF_ALONE_EPOCHS = 13
 # Chosen by hand among widths of 127, 255 and 511, l2 of .03 to .3 and rates of .002 and .01, on the validation part of
 # `test_choose_towers`, which finds the number of epochs.
 TOWERS_GOWALLA: dict[str, Any] = {"width": 511, "l2": 0.22, "learning_rate": 1e-2, "batch_size": 1024}
-EPOCHS_GOWALLA = 28
+EPOCHS_GOWALLA = 20
 
 
 def ncf_parts() -> tuple[Interactions, Interactions]:

@@ -31,6 +31,8 @@ class DCN(nnx.Module):
         structure: "parallel" or "stacked".
         dropout: In the network.
         init_std: Standard deviation of the first vectors.
+        hidden_scale: Variance of the first weights of `hidden`, times the number of their inputs; where the network
+            begins small, the cross layers learn first.
         dtype, param_dtype, implementation: See `layers.FieldEmbedding`.
         rngs: Random numbers.
 
@@ -53,6 +55,7 @@ class DCN(nnx.Module):
         structure: Literal["parallel", "stacked"] = "parallel",
         dropout: float = 0.0,
         init_std: float = 0.01,
+        hidden_scale: float = 2.0,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         implementation: Implementation = "auto",
@@ -70,7 +73,7 @@ class DCN(nnx.Module):
             self.crosses = Crosses(n, crosses, **shared)
         else:
             self.crosses = nnx.List(CrossMixture(n, rank, experts, **dtypes, rngs=rngs) for _ in range(crosses))
-        self.network = Dense([n, *hidden], dropout=dropout, **shared)
+        self.network = Dense([n, *hidden], dropout=dropout, init_scale=hidden_scale, **shared)
         deep = hidden[-1] if hidden else n
         self.structure = structure
         self.end = Linear(deep + n if structure == "parallel" else deep, 1, **shared)

@@ -159,6 +159,7 @@ class Dense(nnx.Module):
         activation: Between layers.
         dropout: Share of numbers that are 0 in training.
         linear_end: Whether the last layer is a product alone.
+        init_scale: Variance of a layer's first weights, times the number of its inputs.
         dtype, param_dtype, implementation: See `Linear`.
         rngs: Random numbers.
 
@@ -173,6 +174,7 @@ class Dense(nnx.Module):
         activation: Callable[[Array], Array] = jax.nn.relu,
         dropout: float = 0.0,
         linear_end: bool = False,
+        init_scale: float = 2.0,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         implementation: Implementation = "auto",
@@ -181,7 +183,7 @@ class Dense(nnx.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"{dropout=} must be in [0, 1)")
         # Without weights decayed by depth: relu halves the variance, which the 2 of He et al. 2015 gives back.
-        start = nnx.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
+        start = nnx.initializers.variance_scaling(init_scale, "fan_in", "truncated_normal")
         settings = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
         self.layers = nnx.List(Linear(a, b, kernel_init=start, **settings) for a, b in itertools.pairwise(widths))
         self.activation, self.dropout, self.linear_end = activation, dropout, linear_end

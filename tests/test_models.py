@@ -262,6 +262,14 @@ def test_dropout_needs_a_key_and_keeps_the_mean():
     assert dense(jnp.ones(3), key=jax.random.key(0)) != dense(jnp.ones(3), key=jax.random.key(1))
 
 
+def test_first_weights_are_of_the_scale_asked_for():
+    for scale in (2.0, 0.02):
+        kernel = Dense([400, 300], init_scale=scale, rngs=nnx.Rngs(0)).layers[0].kernel[...]
+        np.testing.assert_allclose(400 * kernel.var(), scale, rtol=0.02)
+    small = models.DCN([50, 30], hidden=[64], hidden_scale=0.02, rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(32 * small.network.layers[0].kernel[...].var(), 0.02, rtol=0.1)
+
+
 @pytest.mark.parametrize("parts", [(3,), (1, 2)])
 def test_a_linear_layer_of_parts(parts):
     layer, x = Linear(3, 2, rngs=nnx.Rngs(0)), np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
