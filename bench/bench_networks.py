@@ -47,7 +47,7 @@ NEUMF_EPOCHS = 5
 NEUMF_ALONE: dict[str, Any] = NEUMF | {"width": 32, "learning_rate": 1e-3}
 NEUMF_ALONE_EPOCHS = 13
 # Chosen by hand among widths of 127, 255 and 511, l2 of .03 to .3 and rates of .002 and .01, on the validation part of
-# `test_choose_towers`, which finds the number of epochs.
+# `test_choose_towers`, as are the epochs: recall is .205, .211, .213, .214, .212 there after 8, 12, … 24 of them.
 TOWERS_GOWALLA: dict[str, Any] = {"width": 511, "l2": 0.22, "learning_rate": 1e-2, "batch_size": 1024}
 EPOCHS_GOWALLA = 20
 

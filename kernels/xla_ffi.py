@@ -153,9 +153,10 @@ def call(
     Args:
         name: Names the kernel and all that it is specialised on; one name stands for one function.
         kernel: An `njit` function of the argument arrays, then the result arrays, which it fills; or passes that follow
-            each other, pairs of such functions: `count(*arrays)`, the number of parts, and `part(number, *arrays)`,
-            which does one of them and shares no memory with the others but to read it. Parts run on XLA's threads.
-            Where one raises, as when memory runs out, the call fails. Under `vmap` it is called once per element.
+            each other, pairs of such functions: `count(*arrays)`, the number of parts, called once before them, and
+            `part(number, *arrays)`, which does one of them and writes nothing that another reads. Parts run on XLA's
+            threads. Where one raises, as when memory runs out, the call fails. Under `vmap` it is called once per
+            element.
         results: Shapes and dtypes of the results.
         *arguments: C-contiguous arrays; bfloat16 arrives as uint16.
         input_output_aliases: Which argument lies in the memory of which result, by their numbers: such a result holds
