@@ -18,7 +18,8 @@ import pytest
 
 from affinax.engine.data import Interactions
 from affinax.engine.errors import CheckpointError, DivergenceError, InteractionError
-from affinax.engine.factorization import fit, implicit_als
+from affinax.engine.factorization import Algorithm, fit, implicit_als
+from affinax.engine.factorization.algorithm import Info
 from affinax.engine.prefetch import Prefetch
 from affinax.engine.training import (
     Embedded,
@@ -411,3 +412,12 @@ def test_no_checkpoint_where_a_file_is(tmp_path):
     with pytest.raises(CheckpointError, match="is a file"):
         trained(checkpoint=path)
     assert path.read_text() == "mine"
+
+
+def test_a_step_must_keep_the_structure_of_its_state():
+    def step(key, state, batch):
+        return (state, state), Info(jnp.float32(0), jnp.zeros(2, jnp.int32), jnp.full(2, -1, jnp.int32))
+
+    odd = Algorithm(lambda key, data: jnp.zeros(2), step, "odd", example_batches(2))
+    with pytest.raises(TypeError, match="a step must give a state of the structure that it was given"):
+        fit(odd, {"x": np.zeros(4, np.float32)}, key=KEY, steps=1)
