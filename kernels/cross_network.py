@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from . import cross_network_numba
 from .op import Implementation, Op, dispatch
+from .tiles import LARGE
 
 
 def cross(
@@ -48,8 +49,9 @@ def cross(
             f"kernels.cross_network: {x.shape=}, {weights.shape=} and {biases.shape=} must be [..., n], [layers, n, n] "
             "and [layers, n], with a layer and a column at least"
         )
-    if implementation == "auto" and x.ndim == 1:
-        implementation = "reference"  # of many of which, under `vmap`, XLA makes one product
+    # Of many single rows, under `vmap`, XLA makes one product.
+    if implementation == "auto" and (x.ndim == 1 or n * n > LARGE):
+        implementation = "reference"
     y: Any = _cross(x.reshape(-1, n), weights, biases, implementation)
     return y.reshape(x.shape)
 

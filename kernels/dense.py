@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from . import dense_numba
 from .op import Implementation, Op, dispatch
+from .tiles import LARGE
 
 Layers = Sequence[tuple[Array, Array]]
 
@@ -50,8 +51,9 @@ def network(
         k = w.shape[1]
     if not layers:
         raise ValueError("kernels.dense: a network needs a layer or more")
-    if implementation == "auto" and x.ndim == 1:
-        implementation = "reference"  # of many of which, under `vmap`, XLA makes one product
+    # Of many single rows, under `vmap`, XLA makes one product.
+    if implementation == "auto" and (x.ndim == 1 or max(w.size for w, _ in layers) > LARGE):
+        implementation = "reference"
     flat = tuple(array for pair in layers for array in pair)
     y: Any = _network(x.reshape(-1, x.shape[-1]), flat, relu_end, implementation)
     return y.reshape(*x.shape[:-1], k)

@@ -14,6 +14,7 @@ from . import simd
 ROWS = 64  # in a block, a multiple of those of a tile
 ADDED = 8  # rows of the weights whose sums are added at a time
 ANY = np.float32(-np.inf)
+LARGE = 1 << 18  # numbers of weights, above which XLA's own products are as fast and share out more evenly
 _GROUP = 256  # least rows whose gradients of the weights are summed one after the other
 _GROUPS = 64  # the most sums, which are added at the end
 _SUMS = 1 << 22  # and the most numbers in them, but for large weights

@@ -146,6 +146,15 @@ def test_low_precision(function, case):
         function(*low, implementation="numba")
 
 
+@pytest.mark.on_cpu
+@pytest.mark.parametrize("function", [dense.network, crossed], ids=["dense", "cross"])
+def test_large_weights_and_single_rows_are_left_to_xla(function):
+    for width, rows, ours in ((64, (3,), True), (64, (), False), (520, (3,), False)):
+        layer = jnp.zeros((width, width)), jnp.zeros(width)
+        program = jax.make_jaxpr(lambda x, layer=layer: function(x, [layer]))(jnp.zeros((*rows, width)))
+        assert ("ffi_call" in str(program)) == ours
+
+
 def test_shapes_that_do_not_go_together():
     network, cross = unwrap(dense.network), unwrap(cross_network.cross)
     x, w, b = jnp.ones((3, 4)), jnp.ones((4, 2)), jnp.ones(2)
