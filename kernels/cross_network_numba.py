@@ -11,13 +11,14 @@ import numba
 import numpy as np
 
 from . import simd, xla_ffi
+from .outer_products import TILE_COLUMNS, WIDE_COLUMNS
 from .tiles import ADDED, ANY, ROWS, add_product, copy_rows, multiply, n_groups, n_panels, pack, padded, rounded, up
 
 
 def cross(x, weights, biases):
     """The Numba implementation of `cross_network.OP`."""
     (m, n), layers = x.shape, len(weights)
-    wide = up(n, simd.TILE_COLUMNS)
+    wide = up(n, TILE_COLUMNS)
     shapes = (m, n), (layers, m, n), (layers * n * wide,), (layers * wide,)
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     y, inner, *_ = xla_ffi.call("cross_network", _FORWARD, results, x, weights, biases)
@@ -27,7 +28,7 @@ def cross(x, weights, biases):
 def gradient(x, weights, inner, slope):
     """The Numba implementation of `cross_network.GRADIENT`."""
     (m, n), layers = x.shape, len(weights)
-    wide = up(n, simd.TILE_COLUMNS)
+    wide = up(n, TILE_COLUMNS)
     groups = n_groups(m, layers * wide * wide)
     shapes = (m, n), (layers, n, n), (layers, n), (layers * n * wide,), (groups, layers, (wide + 1) * wide)
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
@@ -44,11 +45,11 @@ def _n_panels(x, weights, biases, y, inner, panels, starts):
 @numba.njit(cache=True, nogil=True)
 def _pack(number, x, weights, biases, y, inner, panels, starts):
     n = weights.shape[1]
-    wide = rounded(n, simd.TILE_COLUMNS)
+    wide = rounded(n, TILE_COLUMNS)
     layer, panel = number // n_panels(n), number % n_panels(n)
     pack(panel, weights[layer], panels, layer * n * wide)
-    first = panel * simd.WIDE_COLUMNS
-    for column in range(first, min(first + simd.WIDE_COLUMNS, wide)):
+    first = panel * WIDE_COLUMNS
+    for column in range(first, min(first + WIDE_COLUMNS, wide)):
         starts[layer * wide + column] = biases[layer, column] if column < n else 0
 
 
@@ -61,7 +62,7 @@ def _n_blocks(x, weights, biases, y, inner, panels, starts):
 def _forward(number, x, weights, biases, y, inner, panels, starts):
     """One block of rows."""
     (m, n), first = x.shape, number * ROWS
-    size, wide = min(ROWS, m - first), rounded(n, simd.TILE_COLUMNS)
+    size, wide = min(ROWS, m - first), rounded(n, TILE_COLUMNS)
     whole = size == ROWS and wide == n
     start, s = (x.reshape(-1), first * n) if whole else (padded(x.reshape(-1), first * n, n, size, ROWS, wide), 0)
     result, r = (y.reshape(-1), first * n) if whole else (np.empty(ROWS * wide, np.float32), 0)
@@ -87,7 +88,7 @@ def _n_panels_back(x, weights, inner, slope, of_x, of_weights, of_biases, panels
 def _pack_back(number, x, weights, inner, slope, of_x, of_weights, of_biases, panels, sums):
     n = weights.shape[1]
     layer, panel = number // n_panels(n), number % n_panels(n)
-    pack(panel, weights[layer].T, panels, layer * n * rounded(n, simd.TILE_COLUMNS))
+    pack(panel, weights[layer].T, panels, layer * n * rounded(n, TILE_COLUMNS))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -99,7 +100,7 @@ def _n_groups(x, weights, inner, slope, of_x, of_weights, of_biases, panels, sum
 def _backward(number, x, weights, inner, slope, of_x, of_weights, of_biases, panels, sums):
     """Rows whose gradients of the weights are summed one after the other; and their own gradients."""
     (m, n), layers, mine = x.shape, len(weights), sums[number]
-    wide = rounded(n, simd.TILE_COLUMNS)
+    wide = rounded(n, TILE_COLUMNS)
     size = rounded((m + len(sums) - 1) // len(sums), ROWS)
     mine[:] = 0
     area = ROWS * wide
@@ -145,7 +146,7 @@ def _n_sums(x, weights, inner, slope, of_x, of_weights, of_biases, panels, sums)
 def _add_up(number, x, weights, inner, slope, of_x, of_weights, of_biases, panels, sums):
     """The sums of all groups, in their order: some rows of the gradient of a layer or, after the last, its bias's."""
     n = x.shape[1]
-    wide, of_layer = rounded(n, simd.TILE_COLUMNS), (n + ADDED) // ADDED
+    wide, of_layer = rounded(n, TILE_COLUMNS), (n + ADDED) // ADDED
     layer, part = number // of_layer, number % of_layer
     for row in range(part * ADDED, min((part + 1) * ADDED, n + 1)):
         total, start = (of_weights[layer, row], row * wide) if row < n else (of_biases[layer], wide * wide)

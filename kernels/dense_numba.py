@@ -14,6 +14,7 @@ import numba
 import numpy as np
 
 from . import simd, xla_ffi
+from .outer_products import TALL_ROWS, TILE_COLUMNS, WIDE_COLUMNS
 from .tiles import ADDED, ANY, ROWS, add_product, copy_rows, multiply, n_groups, n_panels, pack, padded, rounded, up
 
 _NARROW = 8  # columns, of which fewer fill too little of a tile
@@ -28,7 +29,7 @@ def network(x, *layers, relu_end: bool):
         (y,) = xla_ffi.call("narrow_dense", _NARROW_FORWARD, results, x, weights[0].T, biases[0])
         return jnp.maximum(y, 0) if relu_end else y, jnp.zeros(0, jnp.float32)
     widths = [len(w) for w in weights] + [n]
-    wide = [up(width, simd.TILE_COLUMNS) for width in widths]
+    wide = [up(width, TILE_COLUMNS) for width in widths]
     packed = sum(a * b for a, b in zip(widths, wide[1:], strict=False))
     shapes = (m, n), (m * sum(widths[1:-1]),), (packed,), (sum(wide[1:]),)
     given = x, _flat(weights), _flat(biases), jnp.asarray([*widths, relu_end], jnp.int32)
@@ -47,10 +48,10 @@ def gradient(x, slope, hidden, *weights):
         return of_x, of_columns.T, of_bias
     widths = [len(w) for w in weights] + [n]
     layers = list(itertools.pairwise(widths))
-    packed = sum(b * up(a, simd.TILE_COLUMNS) for a, b in layers)
-    n_sums = sum((up(a, simd.TALL_ROWS) + 1) * up(b, simd.TILE_COLUMNS) for a, b in layers)
+    packed = sum(b * up(a, TILE_COLUMNS) for a, b in layers)
+    n_sums = sum((up(a, TALL_ROWS) + 1) * up(b, TILE_COLUMNS) for a, b in layers)
     shapes = (m, k), (sum(a * b for a, b in layers),), (sum(widths[1:]),), (packed,)
-    results = _float32(*shapes, (up(max(widths), simd.TILE_COLUMNS),), (n_groups(m, n_sums), n_sums))
+    results = _float32(*shapes, (up(max(widths), TILE_COLUMNS),), (n_groups(m, n_sums), n_sums))
     given = x, _flat(weights), jnp.asarray([*widths, 0], jnp.int32), hidden, slope
     of_x, of_weights, of_biases, *_ = xla_ffi.call("dense_gradient", _BACKWARD, results, *given)
     found, w, b = [of_x], 0, 0
@@ -86,14 +87,14 @@ def _pack(number, x, weights, biases, widths, y, hidden, panels, starts):
     w, b, p, s, layer = 0, 0, 0, 0, 0
     while number >= n_panels(widths[layer + 1]):
         k, n = np.int64(widths[layer]), np.int64(widths[layer + 1])
-        wide = rounded(n, simd.TILE_COLUMNS)
+        wide = rounded(n, TILE_COLUMNS)
         w, b, p, s = w + k * n, b + n, p + k * wide, s + wide
         number -= n_panels(n)
         layer += 1
     k, n = np.int64(widths[layer]), np.int64(widths[layer + 1])
     pack(number, weights[w : w + k * n].reshape(k, n), panels, p)
-    first = number * simd.WIDE_COLUMNS
-    for column in range(first, min(first + simd.WIDE_COLUMNS, rounded(n, simd.TILE_COLUMNS))):
+    first = number * WIDE_COLUMNS
+    for column in range(first, min(first + WIDE_COLUMNS, rounded(n, TILE_COLUMNS))):
         starts[s + column] = biases[b + column] if column < n else 0
 
 
@@ -113,7 +114,7 @@ def _forward(number, x, weights, biases, widths, y, hidden, panels, starts):
     p, s, region = 0, 0, 0
     for layer in range(layers):
         k, n = np.int64(widths[layer]), np.int64(widths[layer + 1])
-        wide, end = rounded(n, simd.TILE_COLUMNS), layer == layers - 1
+        wide, end = rounded(n, TILE_COLUMNS), layer == layers - 1
         least = np.float32(0) if not end or widths[layers + 1] else ANY
         result, r = (y.reshape(-1), first * n) if end else (hidden, region + first * n)
         whole = size == ROWS and wide == n
@@ -139,7 +140,7 @@ def _pack_back(number, x, weights, widths, hidden, slope, of_x, of_weights, of_b
     w, p, layer = 0, 0, 0
     while number >= n_panels(widths[layer]):
         k, n = np.int64(widths[layer]), np.int64(widths[layer + 1])
-        w, p = w + k * n, p + n * rounded(k, simd.TILE_COLUMNS)
+        w, p = w + k * n, p + n * rounded(k, TILE_COLUMNS)
         number -= n_panels(k)
         layer += 1
     k, n = np.int64(widths[layer]), np.int64(widths[layer + 1])
@@ -160,14 +161,14 @@ def _backward(number, x, weights, widths, hidden, slope, of_x, of_weights, of_bi
     last, widest = np.int64(widths[layers]), len(zeros)
     back, other = np.zeros(ROWS * widest, np.float32), np.empty(ROWS * widest, np.float32)
     for first in range(number * size, min((number + 1) * size, m), ROWS):
-        count, wide = min(ROWS, m - first), rounded(last, simd.TILE_COLUMNS)
+        count, wide = min(ROWS, m - first), rounded(last, TILE_COLUMNS)
         back[: ROWS * wide] = 0
         copy_rows(slope.reshape(-1), first * last, last, back, 0, wide, count)
         p, q, region = len(panels), len(mine), len(hidden)  # the ends of what belongs to the layers up to this one
         for layer in range(layers - 1, -1, -1):
             k, n = np.int64(widths[layer]), np.int64(widths[layer + 1])
-            wide, tall = rounded(n, simd.TILE_COLUMNS), rounded(k, simd.TALL_ROWS)
-            across = rounded(k, simd.TILE_COLUMNS)
+            wide, tall = rounded(n, TILE_COLUMNS), rounded(k, TALL_ROWS)
+            across = rounded(k, TILE_COLUMNS)
             p, q = p - n * across, q - (tall + 1) * wide
             for row in range(count):
                 simd.axpy(np.float32(1), back, row * wide, mine, q + tall * wide, wide)
@@ -192,7 +193,7 @@ def _backward(number, x, weights, widths, hidden, slope, of_x, of_weights, of_bi
 def _add_first(x, first, size, slopes, wide, sums, q):
     """Adds the products of the columns of a block of x with its slopes."""
     k = x.shape[1]
-    tall = rounded(k, simd.TALL_ROWS)
+    tall = rounded(k, TALL_ROWS)
     given, begin = x.reshape(-1), first * k
     if tall != k:
         given, begin = padded(given, begin, k, size, size, tall), 0
@@ -213,11 +214,15 @@ def _add_up(number, x, weights, widths, hidden, slope, of_x, of_weights, of_bias
     w, b, q, layer = 0, 0, 0, 0
     while number >= (widths[layer] + ADDED) // ADDED:
         k, n = np.int64(widths[layer]), np.int64(widths[layer + 1])
-        w, b, q = w + k * n, b + n, q + (rounded(k, simd.TALL_ROWS) + 1) * rounded(n, simd.TILE_COLUMNS)
+        w, b, q = (
+            w + k * n,
+            b + n,
+            q + (rounded(k, TALL_ROWS) + 1) * rounded(n, TILE_COLUMNS),
+        )
         number -= (widths[layer] + ADDED) // ADDED
         layer += 1
     k, n = np.int64(widths[layer]), np.int64(widths[layer + 1])
-    tall, wide = rounded(k, simd.TALL_ROWS), rounded(n, simd.TILE_COLUMNS)
+    tall, wide = rounded(k, TALL_ROWS), rounded(n, TILE_COLUMNS)
     for row in range(number * ADDED, min((number + 1) * ADDED, k + 1)):
         total = of_weights[w + row * n : w + (row + 1) * n] if row < k else of_biases[b : b + n]
         start = q + (row if row < k else tall) * wide

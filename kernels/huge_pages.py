@@ -8,8 +8,7 @@ import numba
 from llvmlite import ir
 from numba.core import types
 
-from .llvm import I32, I64, addresses
-from .simd import intrinsic
+from .llvm import I32, I64, addresses, intrinsic
 
 _PAGE = 1 << 12
 _ADVICE = 14  # MADV_HUGEPAGE of Linux

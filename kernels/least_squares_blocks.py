@@ -13,6 +13,7 @@ import numpy as np
 
 from . import simd
 from .gather import gather
+from .outer_products import add_outer_products
 from .threads import WORKERS, balanced_bounds
 
 JITTER_RETRIES = 4
@@ -127,7 +128,7 @@ def _block_matrix(matrix, gram, ridge, buffer, w, n, low, high, scratch):
                 scratch[k, j] = w[group + k] * buffer[group + k, j]
         for i in range(low // 4 * 4, high, 4):
             for j in range(i // 16 * 16, right, 16):
-                simd.add_outer_products(
+                add_outer_products(
                     scratch, i, width, 1, buffer, group * width + j, width, size, matrix, i * width + j, width
                 )
     for i in range(low, high):
@@ -179,7 +180,7 @@ def _factorize(a, n, scratch):
                 scratch[i, j] = -a[first + i, j]
         for i in range(rest, n, 4):
             for j in range(i // 16 * 16, n, 16):
-                simd.add_outer_products(scratch, i, width, 1, a, first * width + j, width, 16, a, i * width + j, width)
+                add_outer_products(scratch, i, width, 1, a, first * width + j, width, 16, a, i * width + j, width)
     return True
 
 

@@ -14,10 +14,11 @@ import numpy as np
 
 from . import simd
 from .gather import gather
+from .outer_products import TILE_COLUMNS, TILE_ROWS, add_outer_products
 from .threads import WORKERS, balanced_bounds
 
 _CHUNKS = 512
-_SIDE_BY_SIDE = simd.TILE_ROWS
+_SIDE_BY_SIDE = TILE_ROWS
 _GROUP_ENTRIES = 2048  # in the rows solved side by side, so that their buffers stay in cache
 _FAST = {"contract", "reassoc", "nsz", "arcp"}  # NaN and infinity keep their meaning
 
@@ -178,8 +179,8 @@ def _shared_products(gram, p, q):
     """`q[r] = gram p[r]` for the rows solved side by side."""
     width = len(gram)
     q[:] = 0
-    for j in range(0, width, simd.TILE_COLUMNS):
-        simd.add_outer_products(p, 0, 1, width, gram, j, width, width, q, j, width)
+    for j in range(0, width, TILE_COLUMNS):
+        add_outer_products(p, 0, 1, width, gram, j, width, width, q, j, width)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from . import least_squares_blocks, least_squares_cg, simd, xla_ffi
+from .outer_products import TILE_COLUMNS
 
 MAX_RANK = 1024
 
@@ -18,7 +19,7 @@ def solve_rows(
     Ranks are padded with zero columns to a multiple of 16, which is exact and keeps the specialisations few.
     """
     n_rows, rank = start.shape
-    width = -(-rank // simd.TILE_COLUMNS) * simd.TILE_COLUMNS
+    width = -(-rank // TILE_COLUMNS) * TILE_COLUMNS
 
     def padded(array):
         return jnp.pad(array, [(0, 0), (0, width - rank)])

@@ -6,9 +6,15 @@ intrinsics take arrays and offsets, which `addresses` turns into them.
 
 from __future__ import annotations
 
+from typing import Any
+
 from llvmlite import ir
 from numba.core import types
+from numba.extending import intrinsic as _intrinsic
 from numba.np import arrayobj
+
+# To a type checker the decorator leaves the typing context among the parameters; it takes it away.
+intrinsic: Any = _intrinsic
 
 LANES = 8
 

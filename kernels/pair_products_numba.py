@@ -8,6 +8,7 @@ import numba
 import numpy as np
 
 from . import simd, xla_ffi
+from .outer_products import TALL_ROWS, TILE_COLUMNS, tall_products
 
 _EXAMPLES = 64  # in a part
 _ANY = np.float32(-np.inf)
@@ -42,18 +43,22 @@ def _n_parts(vectors, found):
 @numba.njit(cache=True, nogil=True)
 def _products(number, vectors, found):
     batch, n, width = vectors.shape
-    tall, wide, padded = _rounded(n, simd.TALL_ROWS), _rounded(n, simd.TILE_COLUMNS), _rounded(width, simd.TILE_COLUMNS)
+    tall, wide, padded = (
+        _rounded(n, TALL_ROWS),
+        _rounded(n, TILE_COLUMNS),
+        _rounded(width, TILE_COLUMNS),
+    )
     source, target = vectors.reshape(-1), found.reshape(-1)
     rows, columns = np.zeros(tall * padded, np.float32), np.zeros(width * wide, np.float32)
-    tile, none = np.empty(tall * wide, np.float32), np.zeros(simd.TILE_COLUMNS, np.float32)
+    tile, none = np.empty(tall * wide, np.float32), np.zeros(TILE_COLUMNS, np.float32)
     for example in range(number * _EXAMPLES, min((number + 1) * _EXAMPLES, batch)):
         _load(source, example * n * width, n, width, padded, rows)
         for i in range(n):
             for c in range(width):
                 columns[c * wide + i] = rows[i * padded + c]
-        for i in range(0, tall, simd.TALL_ROWS):
-            for j in range(0, min(i + simd.TALL_ROWS, wide), simd.TILE_COLUMNS):
-                simd.tall_products(
+        for i in range(0, tall, TALL_ROWS):
+            for j in range(0, min(i + TALL_ROWS, wide), TILE_COLUMNS):
+                tall_products(
                     rows, i * padded, 1, padded, columns, j, wide, width, tile, i * wide + j, wide, none, 0, _ANY
                 )
         place = example * (n * (n - 1) // 2)
@@ -81,12 +86,12 @@ def _n_parts_of_gradient(vectors, slope, found):
 @numba.njit(cache=True, nogil=True)
 def _gradient(number, vectors, slope, found):
     batch, n, width = vectors.shape
-    tall, padded = _rounded(n, simd.TALL_ROWS), _rounded(width, simd.TILE_COLUMNS)
+    tall, padded = _rounded(n, TALL_ROWS), _rounded(width, TILE_COLUMNS)
     whole = width // simd.LANES * simd.LANES
     source, slopes, target = vectors.reshape(-1), slope.reshape(-1), found.reshape(-1)
     rows, tile = np.zeros(tall * padded, np.float32), np.empty(tall * padded, np.float32)
     both = np.zeros(n * tall, np.float32)  # slopes of i, j and of j, i
-    none = np.zeros(simd.TILE_COLUMNS, np.float32)
+    none = np.zeros(TILE_COLUMNS, np.float32)
     for example in range(number * _EXAMPLES, min((number + 1) * _EXAMPLES, batch)):
         _load(source, example * n * width, n, width, padded, rows)
         place = example * (n * (n - 1) // 2)
@@ -96,10 +101,10 @@ def _gradient(number, vectors, slope, found):
                 both[i * tall + j] = value
                 both[j * tall + i] = value
             place += i
-        for i in range(0, tall, simd.TALL_ROWS):
-            for c in range(0, padded, simd.TILE_COLUMNS):
+        for i in range(0, tall, TALL_ROWS):
+            for c in range(0, padded, TILE_COLUMNS):
                 place = i * padded + c
-                simd.tall_products(both, i, tall, 1, rows, c, padded, n, tile, place, padded, none, 0, _ANY)
+                tall_products(both, i, tall, 1, rows, c, padded, n, tile, place, padded, none, 0, _ANY)
         for i in range(n):
             place = (example * n + i) * width
             simd.copy(tile, i * padded, target, place, whole)

@@ -10,6 +10,15 @@ import numba
 import numpy as np
 
 from . import simd
+from .outer_products import (
+    TALL_ROWS,
+    TILE_COLUMNS,
+    WIDE_COLUMNS,
+    add_tall_outer_products,
+    add_wide_outer_products,
+    tall_products,
+    wide_products,
+)
 
 ROWS = 64  # in a block, a multiple of those of a tile
 ADDED = 8  # rows of the weights whose sums are added at a time
@@ -39,15 +48,15 @@ def rounded(n, multiple):
 @numba.njit(cache=True, nogil=True)
 def n_panels(n):
     """Of n columns."""
-    return (n + simd.WIDE_COLUMNS - 1) // simd.WIDE_COLUMNS
+    return (n + WIDE_COLUMNS - 1) // WIDE_COLUMNS
 
 
 @numba.njit(cache=True, nogil=True)
 def pack(number, weights, panels, place):
     """Writes one panel of weights, `WIDE_COLUMNS` or at the end fewer; the first of the panels is at `place`."""
     k, n = weights.shape
-    first = number * simd.WIDE_COLUMNS
-    width = min(simd.WIDE_COLUMNS, rounded(n - first, simd.TILE_COLUMNS))
+    first = number * WIDE_COLUMNS
+    width = min(WIDE_COLUMNS, rounded(n - first, TILE_COLUMNS))
     place += first * k
     for row in range(k):
         for lane in range(min(width, n - first)):
@@ -60,32 +69,28 @@ def pack(number, weights, panels, place):
 @numba.njit(cache=True, nogil=True)
 def multiply(a, i, a_stride, n_rows, panels, p, n, start, s, least, c, j, wide):
     """`C[m, :] = max(start + sum over k < n of A[m, k] B[k, :], least)`, B in the panels from place `p` on."""
-    for column in range(0, wide, simd.WIDE_COLUMNS):
-        width, b = min(simd.WIDE_COLUMNS, wide - column), p + column * n
-        for m in range(0, n_rows, simd.TALL_ROWS):
+    for column in range(0, wide, WIDE_COLUMNS):
+        width, b = min(WIDE_COLUMNS, wide - column), p + column * n
+        for m in range(0, n_rows, TALL_ROWS):
             place, target = i + m * a_stride, j + m * wide + column
-            if width == simd.WIDE_COLUMNS:
-                simd.wide_products(
-                    a, place, 1, a_stride, panels, b, width, n, c, target, wide, start, s + column, least
-                )
+            if width == WIDE_COLUMNS:
+                wide_products(a, place, 1, a_stride, panels, b, width, n, c, target, wide, start, s + column, least)
             else:
-                simd.tall_products(
-                    a, place, 1, a_stride, panels, b, width, n, c, target, wide, start, s + column, least
-                )
+                tall_products(a, place, 1, a_stride, panels, b, width, n, c, target, wide, start, s + column, least)
 
 
 @numba.njit(cache=True, nogil=True)
 def add_product(a, i, a_stride, a_step, n_rows, b, j, panels, b_stride, n, c, k, wide):
     """`C[m, :] += sum over k < n of A[k, m] B[k, :]`; B from place `j` on, in panels or rows `b_stride` apart."""
-    for column in range(0, wide, simd.WIDE_COLUMNS):
-        width = min(simd.WIDE_COLUMNS, wide - column)
+    for column in range(0, wide, WIDE_COLUMNS):
+        width = min(WIDE_COLUMNS, wide - column)
         place, stride = (j + column * n, width) if panels else (j + column, b_stride)
-        for m in range(0, n_rows, simd.TALL_ROWS):
+        for m in range(0, n_rows, TALL_ROWS):
             source, target = i + m * a_step, k + m * wide + column
-            if width == simd.WIDE_COLUMNS:
-                simd.add_wide_outer_products(a, source, a_stride, a_step, b, place, stride, n, c, target, wide)
+            if width == WIDE_COLUMNS:
+                add_wide_outer_products(a, source, a_stride, a_step, b, place, stride, n, c, target, wide)
             else:
-                simd.add_tall_outer_products(a, source, a_stride, a_step, b, place, stride, n, c, target, wide)
+                add_tall_outer_products(a, source, a_stride, a_step, b, place, stride, n, c, target, wide)
 
 
 @numba.njit(cache=True, nogil=True)

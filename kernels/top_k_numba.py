@@ -13,6 +13,7 @@ import numba
 import numpy as np
 
 from . import simd, xla_ffi
+from .outer_products import TALL_ROWS, add_tall_outer_products
 from .selection import first_places, select, sift_down, sort_best_first
 from .threads import WORKERS
 
@@ -55,7 +56,7 @@ def _search_many(queries, items, seen_indptr, seen_indices, seen_rows, exclude, 
                 else:
                     for j in range(width):
                         panels[panel, j, lane] = 0
-    tall = simd.TALL_ROWS
+    tall = TALL_ROWS
     block_size = max(tall, min(_QUERIES, (batch // 4 + tall - 1) // tall * tall))
     n_blocks = (batch + block_size - 1) // block_size
     for _worker in numba.prange(WORKERS):
@@ -77,8 +78,8 @@ def _search_many(queries, items, seen_indptr, seen_indices, seen_rows, exclude, 
                 high = min(low + _ITEMS, n_items)
                 tile[:] = 0
                 for panel in range(low // 16, (high + 15) // 16):
-                    for q in range(0, size, simd.TALL_ROWS):
-                        simd.add_tall_outer_products(
+                    for q in range(0, size, TALL_ROWS):
+                        add_tall_outer_products(
                             columns,
                             q,
                             block_size,

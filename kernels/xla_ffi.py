@@ -19,7 +19,7 @@ from numba.core import cgutils, types
 from numba.np import arrayobj
 
 from . import xla_pool
-from .simd import intrinsic
+from .llvm import intrinsic
 from .threads import require_safe_layer
 
 # Byte offsets in the structs of c_api.h, 64-bit.

@@ -20,8 +20,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.np import arrayobj
 
-from .llvm import I32, I64
-from .simd import intrinsic
+from .llvm import I32, I64, intrinsic
 
 # Byte offsets in the structs of c_api.h, 64-bit; see `xla_ffi` for what happens where they have moved.
 _FRAME_API, _FRAME_CONTEXT = 16, 24
