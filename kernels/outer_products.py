@@ -1,4 +1,4 @@
-"""Tiles of a matrix product, whose entries stay in registers while they are summed; emitted as LLVM IR like `kernels.simd`."""
+"""Tiles of a matrix product, whose entries stay in registers while they are summed, emitted as LLVM IR."""
 
 from __future__ import annotations
 

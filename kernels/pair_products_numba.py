@@ -9,9 +9,9 @@ import numpy as np
 
 from . import simd, xla_ffi
 from .outer_products import TALL_ROWS, TILE_COLUMNS, tall_products
+from .tiles import ANY, rounded
 
 _EXAMPLES = 64  # in a part
-_ANY = np.float32(-np.inf)
 
 
 def products(vectors):
@@ -31,22 +31,17 @@ def gradient(vectors, slope):
 
 
 @numba.njit(cache=True, nogil=True)
-def _rounded(n, multiple):
-    return (n + multiple - 1) // multiple * multiple
-
-
-@numba.njit(cache=True, nogil=True)
 def _n_parts(vectors, found):
-    return _rounded(len(vectors), _EXAMPLES) // _EXAMPLES
+    return rounded(len(vectors), _EXAMPLES) // _EXAMPLES
 
 
 @numba.njit(cache=True, nogil=True)
 def _products(number, vectors, found):
     batch, n, width = vectors.shape
     tall, wide, padded = (
-        _rounded(n, TALL_ROWS),
-        _rounded(n, TILE_COLUMNS),
-        _rounded(width, TILE_COLUMNS),
+        rounded(n, TALL_ROWS),
+        rounded(n, TILE_COLUMNS),
+        rounded(width, TILE_COLUMNS),
     )
     source, target = vectors.reshape(-1), found.reshape(-1)
     rows, columns = np.zeros(tall * padded, np.float32), np.zeros(width * wide, np.float32)
@@ -59,7 +54,7 @@ def _products(number, vectors, found):
         for i in range(0, tall, TALL_ROWS):
             for j in range(0, min(i + TALL_ROWS, wide), TILE_COLUMNS):
                 tall_products(
-                    rows, i * padded, 1, padded, columns, j, wide, width, tile, i * wide + j, wide, none, 0, _ANY
+                    rows, i * padded, 1, padded, columns, j, wide, width, tile, i * wide + j, wide, none, 0, ANY
                 )
         place = example * (n * (n - 1) // 2)
         for i in range(1, n):
@@ -80,13 +75,13 @@ def _load(source, place, n, width, padded, rows):
 
 @numba.njit(cache=True, nogil=True)
 def _n_parts_of_gradient(vectors, slope, found):
-    return _rounded(len(vectors), _EXAMPLES) // _EXAMPLES
+    return rounded(len(vectors), _EXAMPLES) // _EXAMPLES
 
 
 @numba.njit(cache=True, nogil=True)
 def _gradient(number, vectors, slope, found):
     batch, n, width = vectors.shape
-    tall, padded = _rounded(n, TALL_ROWS), _rounded(width, TILE_COLUMNS)
+    tall, padded = rounded(n, TALL_ROWS), rounded(width, TILE_COLUMNS)
     whole = width // simd.LANES * simd.LANES
     source, slopes, target = vectors.reshape(-1), slope.reshape(-1), found.reshape(-1)
     rows, tile = np.zeros(tall * padded, np.float32), np.empty(tall * padded, np.float32)
@@ -104,7 +99,7 @@ def _gradient(number, vectors, slope, found):
         for i in range(0, tall, TALL_ROWS):
             for c in range(0, padded, TILE_COLUMNS):
                 place = i * padded + c
-                tall_products(both, i, tall, 1, rows, c, padded, n, tile, place, padded, none, 0, _ANY)
+                tall_products(both, i, tall, 1, rows, c, padded, n, tile, place, padded, none, 0, ANY)
         for i in range(n):
             place = (example * n + i) * width
             simd.copy(tile, i * padded, target, place, whole)
