@@ -84,6 +84,15 @@ def train(
         torch.set_num_threads(others)
 
 
+def first_weights(name: str, examples: dict[str, Any], seed: int) -> tuple[np.ndarray, list[Any]]:
+    """DLRM's table and dense layers, kernel `[n_in, n_out]` and bias, that `train` begins with by this seed."""
+    torch.manual_seed(seed)
+    model = _build(name, examples, 16, (64, 64), 0.0, 0.0, seed, 2, (64, 16), {})
+    layers = [layer for layer in model.network if isinstance(layer, nn.Linear)]
+    pairs = [(layer.weight.detach().numpy().T.copy(), layer.bias.detach().numpy()) for layer in layers]
+    return model.table.weight.detach().numpy(), pairs
+
+
 def epochs(
     name: str,
     examples: dict[str, Any],

@@ -38,28 +38,22 @@ def _n_parts(vectors, found):
 @numba.njit(cache=True, nogil=True)
 def _products(number, vectors, found):
     batch, n, width = vectors.shape
-    tall, wide, padded = (
-        rounded(n, TALL_ROWS),
-        rounded(n, TILE_COLUMNS),
-        rounded(width, TILE_COLUMNS),
-    )
+    whole = width // simd.LANES * simd.LANES
     source, target = vectors.reshape(-1), found.reshape(-1)
-    rows, columns = np.zeros(tall * padded, np.float32), np.zeros(width * wide, np.float32)
-    tile, none = np.empty(tall * wide, np.float32), np.zeros(TILE_COLUMNS, np.float32)
     for example in range(number * _EXAMPLES, min((number + 1) * _EXAMPLES, batch)):
-        _load(source, example * n * width, n, width, padded, rows)
-        for i in range(n):
-            for c in range(width):
-                columns[c * wide + i] = rows[i * padded + c]
-        for i in range(0, tall, TALL_ROWS):
-            for j in range(0, min(i + TALL_ROWS, wide), TILE_COLUMNS):
-                tall_products(
-                    rows, i * padded, 1, padded, columns, j, wide, width, tile, i * wide + j, wide, none, 0, ANY
-                )
-        place = example * (n * (n - 1) // 2)
+        first, place = example * n * width, example * (n * (n - 1) // 2)
         for i in range(1, n):
-            for j in range(i):
-                target[place + j] = tile[i * wide + j]
+            row = first + i * width
+            if i < 4:
+                for j in range(i):
+                    target[place + j] = simd.dot(source, first + j * width, source, row, whole)
+            else:
+                for start in range(0, i, 4):
+                    j = min(start, i - 4)  # the last four may overlap those before
+                    simd.four_dots(source, first + j * width, width, source, row, whole, target, place + j)
+            for c in range(whole, width):
+                for j in range(i):
+                    target[place + j] += source[first + j * width + c] * source[row + c]
             place += i
 
 

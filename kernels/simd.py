@@ -289,6 +289,28 @@ def dot(typingctx, a, i, b, j, n):
 
 
 @intrinsic
+def four_dots(typingctx, rows, i, stride, p, j, n, target, k):
+    """Products of four rows, so many numbers apart, with `p`, over `n` numbers, a multiple of 8, into the target."""
+
+    def codegen(context, builder, signature, arguments):
+        rows, stride, p, n, target = addresses(context, builder, signature, arguments)
+        places = [builder.add(rows, builder.mul(stride, I64(4 * row))) for row in range(4)]
+
+        def body(i, *totals):
+            offset = builder.mul(i, I64(4))
+            common = load(builder, p, offset, VECTOR)
+            loaded = (load(builder, place, offset, VECTOR) for place in places)
+            return [multiply_add(builder, row, common, total) for row, total in zip(loaded, totals, strict=True)]
+
+        totals = vector_loop(builder, n, body, *[ir.Constant(VECTOR, [0.0] * LANES)] * 4)
+        store(builder, sum_lanes(builder, *totals), target, 0)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(rows, i64, i64, p, i64, i64, target, i64), codegen
+
+
+@intrinsic
 def above64(typingctx, values, i, bound):
     """Which of 64 float32 numbers are greater than `bound`, a bit each from the lowest; NaN is not."""
 

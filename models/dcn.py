@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..kernels.cross_network import cross
 from ..kernels.op import Implementation
-from .layers import Dense, FieldEmbedding, Linear
+from .layers import Dense, FieldEmbedding, Linear, he_normal
 
 
 class DCN(nnx.Module):
@@ -73,7 +73,7 @@ class DCN(nnx.Module):
             self.crosses = Crosses(n, crosses, **shared)
         else:
             self.crosses = nnx.List(CrossMixture(n, rank, experts, **dtypes, rngs=rngs) for _ in range(crosses))
-        self.network = Dense([n, *hidden], dropout=dropout, init_scale=hidden_scale, **shared)
+        self.network = Dense([n, *hidden], dropout=dropout, kernel_init=he_normal(hidden_scale), **shared)
         deep = hidden[-1] if hidden else n
         self.structure = structure
         self.end = Linear(deep + n if structure == "parallel" else deep, 1, **shared)

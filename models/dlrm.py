@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -55,14 +56,13 @@ class DLRM(nnx.Module):
         self.implementation: Implementation = implementation
         std = [(3 * size) ** -0.5 for size in sizes] if init_std is None else init_std
         self.embedding = FieldEmbedding(sizes, width, init_std=std, **shared)
-        self.bottom = Dense([numbers, *bottom, width], **shared) if numbers else None
+        dense = {**shared, "kernel_init": nnx.initializers.glorot_normal(), "bias_init": _bias}
+        self.bottom = Dense([numbers, *bottom, width], **dense) if numbers else None
         n = len(sizes) + (numbers > 0)
         pairs = n * (n - 1) // 2
         if pairs == 0:
             raise ValueError(f"{sizes=} and {numbers=} give one vector and no pair; two or more are needed")
-        self.network = Dense(
-            [pairs + (width if numbers else 0), *hidden, 1], dropout=dropout, linear_end=True, **shared
-        )
+        self.network = Dense([pairs + (width if numbers else 0), *hidden, 1], dropout=dropout, linear_end=True, **dense)
 
     def __call__(
         self,
@@ -80,3 +80,8 @@ class DLRM(nnx.Module):
             vectors = jnp.concatenate([parts[0][..., None, :].astype(vectors.dtype), vectors], axis=-2)
         products = pair_products(vectors, implementation=self.implementation)
         return self.network(jnp.concatenate([*parts, products], axis=-1), key=key)[..., 0]
+
+
+def _bias(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Array:
+    """As published: random, of variance 1 over their number."""
+    return shape[0] ** -0.5 * jax.random.normal(key, shape, dtype)

@@ -17,6 +17,7 @@ from ..kernels.dense import network
 from ..kernels.embedding import lookup
 from ..kernels.op import Implementation
 
+Initializer = Callable[..., Array]  # (key, shape, dtype)
 _ROWS = 64  # tables have a multiple of it, so that a mesh can share them evenly
 
 
@@ -103,7 +104,7 @@ class Linear(nnx.Module):
 
     Args:
         n_in, n_out: Widths.
-        kernel_init: Draws W.
+        kernel_init, bias_init: Draw W and b; if None W as LeCun et al. 1998, and b is 0.
         dtype: Of the products; that of what they are made of if None. Sums are float32.
         param_dtype: Of the weights.
         implementation: See `kernels.op.dispatch`; "reference" where a mesh shares the batch.
@@ -118,7 +119,8 @@ class Linear(nnx.Module):
         n_in: int,
         n_out: int,
         *,
-        kernel_init: Callable[..., Array] | None = None,
+        kernel_init: Initializer | None = None,
+        bias_init: Initializer | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         implementation: Implementation = "auto",
@@ -126,7 +128,8 @@ class Linear(nnx.Module):
     ):
         start = nnx.initializers.lecun_normal() if kernel_init is None else kernel_init
         self.kernel = nnx.Param(start(rngs.params(), (n_in, n_out), param_dtype))
-        self.bias = nnx.Param(nnx.initializers.zeros(rngs.params(), (n_out,), param_dtype))
+        start = nnx.initializers.zeros if bias_init is None else bias_init
+        self.bias = nnx.Param(start(rngs.params(), (n_out,), param_dtype))
         self.dtype = dtype
         self.implementation: Implementation = implementation
 
@@ -151,6 +154,11 @@ class Linear(nnx.Module):
         return jnp.asarray(array, self.dtype)
 
 
+def he_normal(scale: float = 2.0) -> Initializer:
+    """Weights of variance `scale` over the number of inputs: with 2 the variance stays, of which relu takes half."""
+    return nnx.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
+
+
 class Dense(nnx.Module):
     """Layers of `activation(x W + b)`, with dropout after each; the last one too, unless `linear_end`.
 
@@ -159,7 +167,7 @@ class Dense(nnx.Module):
         activation: Between layers.
         dropout: Share of numbers that are 0 in training.
         linear_end: Whether the last layer is a product alone.
-        init_scale: Variance of a layer's first weights, times the number of its inputs.
+        kernel_init, bias_init: Draw the first weights of each layer; if None as He et al. 2015, and biases are 0.
         dtype, param_dtype, implementation: See `Linear`.
         rngs: Random numbers.
 
@@ -174,7 +182,8 @@ class Dense(nnx.Module):
         activation: Callable[[Array], Array] = jax.nn.relu,
         dropout: float = 0.0,
         linear_end: bool = False,
-        init_scale: float = 2.0,
+        kernel_init: Initializer | None = None,
+        bias_init: Initializer | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         implementation: Implementation = "auto",
@@ -182,10 +191,10 @@ class Dense(nnx.Module):
     ):
         if not 0 <= dropout < 1:
             raise ValueError(f"{dropout=} must be in [0, 1)")
-        # Without weights decayed by depth: relu halves the variance, which the 2 of He et al. 2015 gives back.
-        start = nnx.initializers.variance_scaling(init_scale, "fan_in", "truncated_normal")
-        settings = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
-        self.layers = nnx.List(Linear(a, b, kernel_init=start, **settings) for a, b in itertools.pairwise(widths))
+        start = he_normal() if kernel_init is None else kernel_init
+        settings = {"kernel_init": start, "bias_init": bias_init, "implementation": implementation, "rngs": rngs}
+        settings |= {"dtype": dtype, "param_dtype": param_dtype}
+        self.layers = nnx.List(Linear(a, b, **settings) for a, b in itertools.pairwise(widths))
         self.activation, self.dropout, self.linear_end = activation, dropout, linear_end
 
     def __call__(
@@ -206,7 +215,12 @@ class Dense(nnx.Module):
 
 
 def dropped(x: Array, share: float, key: PRNGKeyArray | None) -> Array:
-    """`x` with a share of its numbers 0 and the others larger, so that their expectation stays; `x` without a key."""
+    """`x` with a share of its numbers 0 and the others larger, so that their expectation stays; `x` without a key.
+
+    The share is rounded to a multiple of 1 / 65,536: so that a number takes 16 random bits.
+    """
     if key is None or share == 0:
         return x
-    return jnp.where(jax.random.bernoulli(key, 1 - share, x.shape), x / (1 - share), jnp.zeros_like(x))
+    gone = min(max(round(share * 65_536), 1), 65_535)
+    keep = jax.random.bits(key, x.shape, jnp.uint16) >= jnp.uint16(gone)
+    return jnp.where(keep, x * jnp.asarray(65_536 / (65_536 - gone), x.dtype), jnp.zeros_like(x))
