@@ -36,7 +36,7 @@ from .engine.neighbors import (
 )
 from .engine.regression import logistic_recommender, ridge_recommender
 from .engine.training.trials import solve
-from .networks import PairRanker, TowerRetriever
+from .networks import PairRanker, SequenceRetriever, TowerRetriever
 
 
 class Named(NamedTuple):
@@ -58,6 +58,7 @@ class Named(NamedTuple):
 
 ALGORITHMS = {
     "bayesian-mf": Named(bayesian_mf, 200, {"rank": 16}, needs_values=True),
+    "bert4rec": Named(SequenceRetriever("BERT4Rec"), 50, {}),
     "biased-mf": Named(biased_mf, 20, {"rank": 100}, needs_values=True),
     "bpr": Named(bpr, 100, {"rank": 64}),
     "content-profiles": Named(content_profiles, 0, {}),
@@ -69,6 +70,7 @@ ALGORITHMS = {
     "explicit-als": Named(explicit_als, 20, {"rank": 16, "l2": 0.1}, needs_values=True),
     "factorization-machine": Named(PairRanker("FactorizationMachine"), 20, {}),
     "gf-cf": Named(gf_cf, 0, {}),
+    "hstu": Named(SequenceRetriever("HSTU"), 50, {"loss": "sampled_softmax", "negatives": 128, "temperature": 0.05}),
     "implicit-als": Named(implicit_als, 16, {"rank": 64}),
     "item-knn": Named(item_knn, 0, {}),
     "knn-baseline": Named(knn_baseline, 0, {}, needs_values=True),
@@ -80,6 +82,7 @@ ALGORITHMS = {
     "random": Named(random, 0, {}),
     "ridge-regression": Named(ridge_recommender, 0, {}, needs_values=True),
     "rp3beta": Named(rp3beta, 0, {}),
+    "sasrec": Named(SequenceRetriever("SASRec"), 50, {}),
     "softmax-mf": Named(softmax_mf, 20, {"rank": 64}),
     "svd-plus-plus": Named(svd_plus_plus, 20, {"rank": 20}, needs_values=True),
     "two-tower": Named(TowerRetriever(), 20, {}),

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .engine.data import Interactions, Vocabulary
+from .engine.data import Interactions, Sequences, Vocabulary
 from .engine.errors import InteractionError
 from .engine.storage import write_atomically
 
@@ -81,6 +81,27 @@ def movielens(name: str = "100k") -> Interactions:
         ValueError: An unknown name.
         InteractionError: The data can neither be downloaded nor found in the cache, or are not what they should be.
     """
+    return _interactions(*_files_of(name))
+
+
+def movielens_sequences(name: str = "100k") -> Sequences:
+    """The same ratings as sequences, in order of time; those of one second stay in the order of the published file.
+
+    Args and raises: As `movielens`.
+
+    Returns:
+        Sequences with `timestamps`, `user_ids` and `item_ids`, whose indices are those of `movielens`.
+    """
+    files, source = _files_of(name)
+    x, rows = _interactions(files, source), _ratings(files, source)
+    assert x.user_ids is not None
+    assert x.item_ids is not None
+    users, items = x.user_ids.indices(rows[:, 0]), x.item_ids.indices(rows[:, 1])
+    return Sequences.from_events(users, items, rows[:, 3], user_ids=x.user_ids, item_ids=x.item_ids)
+
+
+def _files_of(name: str) -> tuple[Files, _Source]:
+    """A data set out of the cache, where it is put first if need be."""
     if name not in _SOURCES:
         raise ValueError(f"{name=} must be one of {sorted(_SOURCES)}")
     source, folder = _SOURCES[name], cache_folder() / f"movielens-{name}"
@@ -92,7 +113,7 @@ def movielens(name: str = "100k") -> Interactions:
             write_atomically(folder / part, data)
         write_atomically(folder / "sha256", _sums(files).encode())
     _check(files, source, str(folder))
-    return _interactions(files, source)
+    return files, source
 
 
 def cache_folder() -> Path:
@@ -205,10 +226,15 @@ def _tsv(rows: list) -> bytes:
     return "".join("\t".join(row) + "\n" for row in rows).encode()
 
 
+def _ratings(files: Files, source: _Source) -> np.ndarray:
+    """User, item, rating and time, as the file has them."""
+    return np.array(files["ratings"].replace(source.separator.encode(), b" ").split(), np.int64).reshape(-1, 4)
+
+
 def _interactions(files: Files, source: _Source) -> Interactions:
     import polars as pl
 
-    rows = np.array(files["ratings"].replace(source.separator.encode(), b" ").split(), np.int64).reshape(-1, 4)
+    rows = _ratings(files, source)
     users, items = Vocabulary.fit(rows[:, 0]), Vocabulary.fit(rows[:, 1])
 
     def side(part: str, names: list[str], ids: Vocabulary) -> pl.DataFrame:

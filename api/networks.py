@@ -24,7 +24,6 @@ class PairRanker:
     @property
     def __signature__(self) -> inspect.Signature:
         from . import models
-        from .models.recommenders import settings_of
 
         own = dict(inspect.signature(models.pair_ranker).parameters)
         del own["network"], own["settings"]
@@ -32,8 +31,34 @@ class PairRanker:
             del own["length"]
         if self._network == "NeuMF":
             del own["columns"]  # it knows users and items alone
-        own |= settings_of(getattr(models, self._network))
-        return inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in own.values()])
+        return _signature(own, getattr(models, self._network))
+
+
+class SequenceRetriever:
+    """`models.sequence_retriever` of one network; see `PairRanker`.
+
+    >>> sorted(inspect.signature(SequenceRetriever("SASRec")).parameters)[:4]
+    ['batch_size', 'blocks', 'calibration', 'dropout']
+    """
+
+    def __init__(self, network: str):
+        self._network = network
+
+    def __call__(self, **settings: Any) -> Any:
+        from . import models
+
+        return models.sequence_retriever(getattr(models, self._network), **settings)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        from . import models
+
+        network = getattr(models, self._network)
+        own = dict(inspect.signature(models.sequence_retriever).parameters)
+        del own["network"], own["settings"]
+        if not network.masks:
+            del own["mask_share"]
+        return _signature(own, network)
 
 
 class TowerRetriever:
@@ -55,3 +80,10 @@ class TowerRetriever:
         own = dict(inspect.signature(models.tower_retriever).parameters)
         del own["factors"]  # which is no setting
         return inspect.Signature(list(own.values()))
+
+
+def _signature(own: dict[str, inspect.Parameter], network: Any) -> inspect.Signature:
+    """The settings of a trainer and those of its network."""
+    from .models.recommenders import settings_of
+
+    return inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in (own | settings_of(network)).values()])

@@ -113,7 +113,8 @@ class Recommender:
         Args:
             users: An id, or a sequence of ids.
             k: How many, at least 1.
-            history: In place of `users`: items (ids or titles) that a newcomer has met; the model is not retrained.
+            history: In place of `users`: items (ids or titles) that a newcomer has met, the oldest first; the model is
+                not retrained.
             exclude_seen: Whether to leave out what a user met in training (or the history names).
             exclude: Further items (ids or titles) to leave out.
             allow: The only items (ids or titles) that may be answered.
@@ -275,12 +276,17 @@ class Recommender:
         return rows
 
     def _newcomer(self, history: Sequence[Any]) -> Interactions:
-        """One row of bare items, which count as liked: each with the upper quartile of the training values."""
+        """One row of bare items, which count as liked: each with the upper quartile of the training values.
+
+        Their order is that of time, for models that read it; one that comes again counts as the last time.
+        """
         train = self.train
-        met = np.unique(self.item_ids.resolve(_listed(history)[0]))
-        if len(met) == 0:
+        given = self.item_ids.resolve(_listed(history)[0])
+        if len(given) == 0:
             raise InteractionError("history is empty: it needs at least one item")
-        newcomer = Interactions.from_coo(np.zeros(len(met), int), met, n_users=1, n_items=train.n_items)
+        times = dict(zip(given.tolist(), range(len(given)), strict=True))
+        met, when = np.array(list(times)), np.array(list(times.values()))
+        newcomer = Interactions.from_coo(np.zeros(len(met), int), met, None, when, n_users=1, n_items=train.n_items)
         if train.values is None:
             return newcomer
         return newcomer.with_values(np.full(len(met), np.quantile(train.values, 0.75), np.float32))

@@ -4,25 +4,33 @@ from .dcn import DCN
 from .din import DIN
 from .dlrm import DLRM
 from .factorization_machine import DeepFM, FactorizationMachine
+from .hstu import HSTU
 from .mlp import MLP, NeuMF
 from .recommenders import pair_ranker, tower_retriever
+from .sequence_training import sequence_retriever
+from .sequential import BERT4Rec, SASRec
 from .sharding import partition_specs, shardings
-from .trained import PairNetwork, TowerNetwork
+from .trained import PairNetwork, SequenceNetwork, TowerNetwork
 from .two_tower import TwoTower
 
 __all__ = [
     "DCN",
     "DIN",
     "DLRM",
+    "HSTU",
     "MLP",
+    "BERT4Rec",
     "DeepFM",
     "FactorizationMachine",
     "NeuMF",
     "PairNetwork",
+    "SASRec",
+    "SequenceNetwork",
     "TowerNetwork",
     "TwoTower",
     "pair_ranker",
     "partition_specs",
+    "sequence_retriever",
     "shardings",
     "tower_retriever",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,12 +15,12 @@ from jaxtyping import Array, PRNGKeyArray
 from ..engine.data.fields import user_and_item_fields
 from ..engine.data.interactions import Interactions, not_interactions
 from ..engine.errors import InteractionError
-from ..engine.factorization.algorithm import Algorithm, Factors, Info
+from ..engine.factorization.algorithm import Algorithm, Factors
 from ..engine.training import losses
-from ..engine.training.batches import Batches, pair_batches
-from ..engine.training.gradient_descent import TrainingState, gradient_step, start_training
+from ..engine.training.batches import pair_batches
 from ..engine.training.histories import last_items
 from ..kernels.csr import CSR
+from .descent import network_algorithm, require_positive
 from .din import DIN
 from .trained import Blueprint, PairNetwork, TowerNetwork
 from .two_tower import TwoTower
@@ -59,7 +59,7 @@ def pair_ranker(
     """
     import optax
 
-    _check(negatives=negatives, batch_size=batch_size, length=length, learning_rate=learning_rate)
+    require_positive(negatives=negatives, batch_size=batch_size, length=length, learning_rate=learning_rate)
     if l2 < 0 or (negatives == 0 and not ratings):
         raise ValueError(f"{l2=} must be at least 0, and {negatives=} above 0 for clicks")
     with_history, name = network is DIN, network.__name__
@@ -111,7 +111,7 @@ def pair_ranker(
         n_negatives = 0 if ratings else negatives
         return pair_batches(_size(batch_size, x), negatives=n_negatives, history=history, length=length)(x, seed)
 
-    return _algorithm(name, start, inputs, loss, optax.adam(learning_rate), batches)
+    return network_algorithm(name, start, inputs, loss, optax.adam(learning_rate), batches)
 
 
 def tower_retriever(
@@ -157,7 +157,7 @@ def tower_retriever(
     """
     import optax
 
-    _check(batch_size=batch_size, length=length, learning_rate=learning_rate, temperature=temperature)
+    require_positive(batch_size=batch_size, length=length, learning_rate=learning_rate, temperature=temperature)
     if l2 < 0:
         raise ValueError(f"{l2=} must be at least 0")
 
@@ -217,42 +217,25 @@ def tower_retriever(
 
         return pairs._replace(make=make)
 
-    return _algorithm("TwoTower", start, inputs, loss, optax.adam(learning_rate), batches)
+    return network_algorithm("TwoTower", start, inputs, loss, optax.adam(learning_rate), batches)
 
 
 def settings_of(network: type[nnx.Module]) -> dict[str, inspect.Parameter]:
-    """The settings of a network that are numbers or names: what `pair_ranker` hands on to it."""
-    held_back = ("self", "sizes", "rngs", "item_field", "numbers", "bottom", "dtype", "param_dtype", "implementation")
+    """The settings of a network that are numbers or names: what its trainer hands on to it."""
+    held_back = (
+        "self",
+        "sizes",
+        "n_items",
+        "rngs",
+        "item_field",
+        "numbers",
+        "bottom",
+        "dtype",
+        "param_dtype",
+        "implementation",
+    )
     parameters = inspect.signature(network.__init__).parameters
     return {name: parameter for name, parameter in parameters.items() if name not in held_back}
-
-
-def _algorithm(
-    name: str,
-    start: Callable[[PRNGKeyArray, Interactions], Any],
-    inputs: Callable[[Any, Any], Any],
-    loss: Callable[[Any, Any, PRNGKeyArray], Array],
-    optimizer: Any,
-    batches: Callable[[Interactions, np.ndarray], Batches],
-) -> Algorithm:
-    """Gradient descent on a network that is part of a model: the state is the model, with all that it answers by."""
-    descend = gradient_step(loss, optimizer)
-
-    def init(key: PRNGKeyArray, x: Interactions) -> Any:
-        model = start(key, x)
-        return _with_state(model, start_training(model.network, optimizer))
-
-    def step(key: PRNGKeyArray, model: Any, batch: Any) -> tuple[Any, Info]:
-        state = model.training._replace(parameters=model.network)
-        state, info = descend(key, state, inputs(model, batch))
-        return _with_state(model, state), info
-
-    return Algorithm(init, step, name, batches)
-
-
-def _with_state(model: Any, state: TrainingState) -> Any:
-    """The parameters are in the model alone, once."""
-    return model._replace(network=state.parameters, training=state._replace(parameters=None))
 
 
 def _histories(x: Interactions, length: int) -> CSR:
@@ -283,11 +266,3 @@ def _checked(x: Any) -> Interactions:
     if not isinstance(x, Interactions):
         raise TypeError(not_interactions("fit", x))
     return x
-
-
-def _check(**numbers: float | None) -> None:
-    for name, number in numbers.items():
-        if number is None:
-            continue
-        if not number >= 0 or (number == 0 and name != "negatives"):
-            raise ValueError(f"{name}={number} must be {'at least' if name == 'negatives' else 'above'} 0")

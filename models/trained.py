@@ -14,10 +14,13 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
+from ..engine.data.sequences import Sequences
+from ..engine.errors import InteractionError
 from ..engine.training.gradient_descent import TrainingState
 from ..kernels.csr import CSR
 
 _PAIRS = 1 << 14  # that a network scores at a time
+_SEQUENCES = 128  # that a network reads at a time
 
 
 @jax.tree_util.register_static
@@ -157,7 +160,88 @@ class TowerNetwork(NamedTuple):
         return self._replace(user_fields=fields, history=history._replace(values=jnp.ones(1)))
 
 
-KINDS = (Blueprint, PairNetwork, TowerNetwork)  # what a saved model may name
+class SequenceNetwork(NamedTuple):
+    """A network on the last events of each user: `score(u, i) = vector after the last . item vector`.
+
+    Attributes:
+        network: `SASRec`, or another that has what it has.
+        blueprint: What it was built from.
+        history: What each user met, the oldest first.
+        times: Of these, since the user's first, where the network reads them; or None.
+        training: State of the optimizer, which no score needs, or None.
+    """
+
+    network: Any
+    blueprint: Blueprint
+    history: CSR
+    times: Int32[Array, " nnz"] | None = None
+    training: TrainingState | None = None
+
+    in_order = True  # of time: what a history has to be in
+
+    @property
+    def n_users(self) -> int:
+        return self.history.n_rows
+
+    @property
+    def n_items(self) -> int:
+        return self.network.n_items
+
+    def queries(self, users: Int32[Array, " batch"]) -> Float[Array, "batch width"]:
+        """Vectors of users; one who met nothing has that of an empty sequence."""
+        n = users.shape[0]
+        part = min(_SEQUENCES, max(n, 1))
+        rows = jnp.pad(users, (0, -n % part)).reshape(-1, part)
+        return lax.map(self._after, rows).reshape(-1, self.item_table().shape[1])[:n]
+
+    def _after(self, users: Array) -> Array:
+        """The vectors after the last events of some users."""
+        masks = self.network.masks
+        n = self.network.length - masks
+        places = self.history.indptr[users + 1][:, None] + jnp.arange(-n, 0, dtype=jnp.int32)[None, :]
+        there = places >= self.history.indptr[users][:, None]
+        events = jnp.maximum(places, 0)
+        items = jnp.where(there, self.history.indices[events], -1) if self.history.nnz else jnp.full_like(places, -1)
+        more = {} if self.times is None else {"times": jnp.where(there, self.times[events], 0)}
+        if masks:
+            items = jnp.pad(items, ((0, 0), (0, 1)), constant_values=self.n_items)
+        vectors = self.network(items, **more)[:, -1].astype(jnp.float32)
+        if self.network.item_bias() is None:
+            return vectors
+        return jnp.concatenate([vectors, jnp.ones_like(vectors[:, :1])], axis=1)
+
+    def item_table(self) -> Float[Array, "n_items width"]:
+        """Vectors of items, with their biases, if there are any, in the last column."""
+        bias = self.network.item_bias()
+        return self.items if bias is None else jnp.concatenate([self.items, bias[:, None]], axis=1)
+
+    @property
+    def items(self) -> Float[Array, "n_items width"]:
+        """Vectors of items without their biases."""
+        return self.network.item_table()
+
+    def with_history(self, history: CSR | Sequences) -> SequenceNetwork:
+        """The same network for users with other histories, the oldest event first.
+
+        Raises:
+            InteractionError: No timestamps, where the network reads them.
+        """
+        if isinstance(history, Sequences):
+            rows, times = rows_of(history, self.network.times)
+        elif self.network.times:
+            raise InteractionError("this network reads times: give the histories as Sequences with timestamps")
+        else:
+            rows, times = history._replace(values=jnp.ones(1)), None
+        return self._replace(history=rows, times=times)
+
+
+def rows_of(x: Sequences, times: bool) -> tuple[CSR, Array | None]:
+    """Sequences on the device, and their times, if these are asked for."""
+    rows = CSR(jnp.asarray(x.indptr.astype(np.int32)), jnp.asarray(x.items), jnp.ones(1))
+    return rows, jnp.asarray(x.since_first()) if times else None
+
+
+KINDS = (Blueprint, PairNetwork, SequenceNetwork, TowerNetwork)  # what a saved model may name
 
 
 def _by_parts(score: Callable[[Array, Array], Array], users: Array, items: Array) -> Array:

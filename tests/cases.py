@@ -78,6 +78,26 @@ class PairsCase(NamedTuple):
     width: int
 
 
+class AttentionCase(NamedTuple):
+    """Rows of places, each of which has queries and keys of one width and values of another."""
+
+    name: str
+    batch: int
+    length: int
+    heads: int
+    width: int
+    depth: int
+
+
+class CrossEntropyCase(NamedTuple):
+    """Rows against a catalogue."""
+
+    name: str
+    rows: int
+    items: int
+    width: int
+
+
 LEAST_SQUARES = (
     LeastSquaresCase("no entries", (0, 0, 0), 5, 3),
     LeastSquaresCase("one row", (7,), 9, 4, constant=True),
@@ -143,6 +163,18 @@ PAIRS = (
     PairsCase("one vector", 2, 1, 4),
     PairsCase("odd shapes", 67, 7, 5),
     PairsCase("many vectors", 3, 27, 16),
+)
+
+ATTENTION = (
+    AttentionCase("one place", 1, 1, 1, 4, 4),
+    AttentionCase("two heads", 2, 9, 2, 8, 8),
+    AttentionCase("odd", 3, 13, 3, 5, 7),
+)
+
+CROSS_ENTROPY = (
+    CrossEntropyCase("one item", 1, 1, 1),
+    CrossEntropyCase("some", 40, 23, 8),
+    CrossEntropyCase("odd", 37, 101, 13),
 )
 
 

@@ -485,3 +485,47 @@ def update_rows(table, slots, ids, gradients, optimizer, learning_rate):
         else:
             slots[0][row] += g**2 if optimizer == "adagrad" else np.mean(g**2)
             table[row] -= learning_rate * g / np.sqrt(slots[0][row] + 1e-7)
+
+
+def attention(q, k, v, segments, causal=True, activation="softmax", position_bias=None, time_bias=None, times=None):
+    """Place by place, `[length, heads, width]`."""
+    length, heads, width = q.shape
+    out = np.zeros((length, heads, v.shape[-1]))
+    for i in range(length):
+        others = [j for j in range(length) if segments[j] == segments[i] >= 0 and (j <= i or not causal)]
+        for h in range(heads):
+            scores = []
+            for j in others:
+                score = np.float64(q[i, h]) @ np.float64(k[j, h]) / math.sqrt(width)
+                if position_bias is not None:
+                    far = position_bias.shape[1] // 2
+                    score += position_bias[h, min(max(i - j, -far), far) + far]
+                if time_bias is not None:
+                    gap = max(abs(int(times[i]) - int(times[j])), 1)
+                    score += time_bias[h, min(int(math.log10(gap) / 0.301), time_bias.shape[1] - 1)]
+                scores.append(score)
+            if not others:
+                continue
+            scores = np.array(scores)
+            if activation == "softmax":
+                weights = np.exp(scores - scores.max())
+                weights /= weights.sum()
+            else:
+                weights = scores / (1 + np.exp(-scores)) / length
+            out[i, h] = weights @ np.float64(v[others, h])
+    return out
+
+
+def cross_entropy(hidden, table, bias, labels, weights):
+    """The sum, and its gradients in all but the labels."""
+    hidden, table = np.float64(hidden), np.float64(table)
+    logits = hidden @ table.T + bias
+    chances = np.exp(logits - logits.max(axis=1, keepdims=True))
+    total = chances.sum(axis=1, keepdims=True)
+    counts = labels >= 0
+    own = np.maximum(labels, 0)
+    losses = np.log(total[:, 0]) + logits.max(axis=1) - logits[np.arange(len(labels)), own]
+    slopes = chances / total
+    slopes[np.arange(len(labels)), own] -= 1
+    slopes *= (weights * counts)[:, None]
+    return (losses * weights * counts).sum(), slopes @ table, slopes.T @ hidden, slopes.sum(axis=0), losses * counts

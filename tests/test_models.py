@@ -24,9 +24,10 @@ from affinax.engine.training import example_batches, losses
 from affinax.engine.training.gradient_descent import gradient_step, start_training
 from affinax.engine.training.histories import last_items
 from affinax.kernels.csr import CSR
-from affinax.models.layers import Dense, FieldEmbedding, Linear, dropped
+from affinax.models.layers import Dense, FieldEmbedding, Linear, dropped, he_normal
 
 from .test_factorization import checkerboard as planted
+from .test_sequential import BUILT as SEQUENTIAL
 
 RNG = np.random.default_rng(0)
 SIZES = [5, 7, 3]
@@ -257,14 +258,14 @@ def test_dropout_needs_a_key_and_keeps_the_mean():
     found = np.asarray(dropped(x, 0.4, jax.random.key(0)))
     assert (found == 0).mean() == pytest.approx(0.4, abs=0.03)
     assert found.mean() == pytest.approx(1, abs=0.03)
-    dense = Dense([3, 50, 1], dropout=0.5, rngs=nnx.Rngs(0))
+    dense = Dense([3, 50, 1], dropout=0.5, linear_end=True, rngs=nnx.Rngs(0))
     assert (dense(jnp.ones(3)) == dense(jnp.ones(3))).all()
     assert dense(jnp.ones(3), key=jax.random.key(0)) != dense(jnp.ones(3), key=jax.random.key(1))
 
 
 def test_first_weights_are_of_the_scale_asked_for():
     for scale in (2.0, 0.02):
-        kernel = Dense([400, 300], init_scale=scale, rngs=nnx.Rngs(0)).layers[0].kernel[...]
+        kernel = Dense([400, 300], kernel_init=he_normal(scale), rngs=nnx.Rngs(0)).layers[0].kernel[...]
         np.testing.assert_allclose(400 * kernel.var(), scale, rtol=0.02)
     small = models.DCN([50, 30], hidden=[64], hidden_scale=0.02, rngs=nnx.Rngs(0))
     np.testing.assert_allclose(32 * small.network.layers[0].kernel[...].var(), 0.02, rtol=0.1)
@@ -555,4 +556,5 @@ def test_fields_of_side_tables():
 
 def test_every_model_is_tried():
     kinds = {kind for kind in vars(models).values() if isinstance(kind, type) and issubclass(kind, nnx.Module)}
-    assert {type(made(name)[0]) for name in BUILT} == kinds
+    sequential = {type(build(rngs=nnx.Rngs(0))) for build in SEQUENTIAL.values()}
+    assert {type(made(name)[0]) for name in BUILT} | sequential == kinds

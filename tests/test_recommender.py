@@ -212,7 +212,7 @@ def test_not_fitted():
 
 def test_names_and_parameters():
     with pytest.raises(
-        ValueError, match=r"algorithm 'als' must be one of \['bayesian-mf', 'biased-mf', 'bpr', 'content-profiles'"
+        ValueError, match=r"algorithm 'als' must be one of \['bayesian-mf', 'bert4rec', 'biased-mf', 'bpr', 'content-profiles'"
     ):
         afx.Recommender("als")
     with pytest.raises(ValueError, match=r"implicit-als has no parameter 'factors'; it has \['alpha', .*'rank'"):
@@ -267,13 +267,15 @@ def test_what_can_be_trained_on(tmp_path):
 
 
 NETWORKS = ("dcn", "deepfm", "din", "dlrm", "factorization-machine", "mlp", "neumf", "two-tower")
-READ_HISTORIES = ("din", "two-tower")
+SEQUENTIAL = ("bert4rec", "hstu", "sasrec")
+READ_HISTORIES = ("din", "two-tower", *SEQUENTIAL)
 
 
-@pytest.mark.parametrize("algorithm", NETWORKS)
+@pytest.mark.parametrize("algorithm", NETWORKS + SEQUENTIAL)
 def test_networks_by_name(algorithm, data, tmp_path):
-    small = {"factorization-machine": {}, "two-tower": {"history": True}}.get(algorithm, {"hidden": 8})
-    rec = afx.Recommender(algorithm, seed=3, steps=2, width=4, batch_size=16, **small).fit(data)
+    small = {"factorization-machine": {}, "two-tower": {"history": True}, "hstu": {"inner": 3}}
+    small = small.get(algorithm, {"hidden": 8}) | {"batch_size": 1 if algorithm in SEQUENTIAL else 16}
+    rec = afx.Recommender(algorithm, seed=3, steps=2, width=4, **small).fit(data)
     assert rec.model.training is None
     found = rec.recommend(["user 3", "user 0"])
     assert found["score"].is_finite().all()
@@ -308,7 +310,7 @@ def test_settings_of_networks():
         afx.Recommender("mlp").fit(Interactions.from_coo([0, 1], [0, 1]))
 
 
-@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS.keys() - set(NETWORKS)))
+@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS.keys() - {*NETWORKS, *SEQUENTIAL}))
 def test_saved_and_loaded(algorithm, data, tmp_path):
     vectors = ALGORITHMS[algorithm].steps > 0
     parameters = {"rank": RANK, "steps": 3} if vectors else {}

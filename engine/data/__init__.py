@@ -10,6 +10,7 @@ from .mapped import map_examples
 from .pairs import PairDesign, pair_design
 from .reading import read_interactions
 from .scaling import ValueScale, fit_scale
+from .sequences import Sequences
 from .side_tables import read_side_table
 from .splitting import split_at_time, split_leave_last, split_random
 from .vocabulary import Vocabulary
@@ -23,6 +24,7 @@ __all__ = [
     "Interactions",
     "PairDesign",
     "RatingImputation",
+    "Sequences",
     "ValueScale",
     "Vocabulary",
     "clean",

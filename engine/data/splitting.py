@@ -24,7 +24,7 @@ def split_random(x: Interactions, test_fraction: float = 0.2, seed: int = 0) -> 
         InteractionError: A part would be empty.
         ValueError: The fraction is out of range.
     """
-    _check_fraction("test_fraction", test_fraction)
+    check_fraction("test_fraction", test_fraction)
     n_test = max(1, round(test_fraction * x.nnz))
     test = np.zeros(x.nnz, bool)
     test[np.random.default_rng(seed).permutation(x.nnz)[:n_test]] = True
@@ -72,7 +72,7 @@ def split_at_time(x: Interactions, fraction: float = 0.2) -> tuple[Interactions,
         InteractionError: No timestamps, or so many equal ones that a part would be empty.
         ValueError: The fraction is out of range.
     """
-    _check_fraction("fraction", fraction)
+    check_fraction("fraction", fraction)
     times = _timestamps(x, 'split_at_time (or split("time"))')
     n_train = min(max(1, x.nnz - round(fraction * x.nnz)), x.nnz - 1) if x.nnz > 1 else 1
     cut = np.partition(times, n_train - 1)[n_train - 1]
@@ -92,6 +92,6 @@ def _timestamps(x: Interactions, need: str) -> np.ndarray:
     return x.timestamps
 
 
-def _check_fraction(name: str, value: float) -> None:
+def check_fraction(name: str, value: float) -> None:
     if not 0 < value < 1:
         raise ValueError(f"{name}={value} must be in (0, 1)")

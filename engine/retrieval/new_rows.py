@@ -14,6 +14,7 @@ from ...kernels import least_squares
 from ...kernels.csr import CSR, SparseMatrix
 from ...kernels.op import Implementation
 from ..data.interactions import Interactions
+from ..data.sequences import Sequences
 from ..errors import InteractionError
 from ..factorization.algorithm import Factors
 from ..factorization.als import gramian, joined, objective_of, rating_system, ridge, separated
@@ -83,6 +84,10 @@ def with_history(
     Args and Raises: as `fold_in`; a model that reads histories itself, such as `ItemWeights`, gets these.
     """
     if hasattr(model, "with_history"):
+        if getattr(model, "in_order", False) and isinstance(history, Interactions | Sequences):
+            x = history if isinstance(history, Sequences) else Sequences.from_interactions(history)
+            _as_rows(x, model.n_items, "item")  # which checks it
+            return model.with_history(x)
         return model.with_history(_as_rows(history, model.n_items, "item"))
     users, bias = _solved(model, history, "users", None, key, implementation)
     return model._replace(users=users, user_bias=bias)
@@ -137,8 +142,13 @@ def _as_rows(history: Any, n_columns: int, side: str) -> CSR:
     if isinstance(history, Interactions):
         values = np.ones(1, np.float32) if history.values is None else history.values
         history = CSR(jnp.asarray(history.indptr.astype(np.int32)), jnp.asarray(history.items), jnp.asarray(values))
+    if isinstance(history, Sequences):
+        indptr, items = jnp.asarray(history.indptr.astype(np.int32)), jnp.asarray(history.items)
+        history = CSR(indptr, items, jnp.ones(1))
     if not isinstance(history, CSR):
-        raise InteractionError(f"history must be Interactions, a scipy matrix or CSR; got {type(history).__name__}")
+        raise InteractionError(
+            f"history must be Interactions, Sequences, a scipy matrix or CSR; got {type(history).__name__}"
+        )
     if not isinstance(history.indices, Tracer) and history.nnz:
         largest = int(np.max(np.asarray(history.indices)))
         if largest >= n_columns:

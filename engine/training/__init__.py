@@ -5,6 +5,7 @@ from . import losses
 from .batches import Batches, example_batches, pair_batches
 from .gradient_descent import Embedded, Rows, TrainingState, gradient, gradient_step, start_training
 from .selection import Selection, Trial, select
+from .sequence_batches import sequence_batches
 
 __all__ = [
     "Batches",
@@ -23,5 +24,6 @@ __all__ = [
     "restore_checkpoint",
     "save_checkpoint",
     "select",
+    "sequence_batches",
     "start_training",
 ]

@@ -1,0 +1,90 @@
+"""Sequential networks by leave-one-out, against published numbers: the last item tests, the one before it validates.
+
+All items are ranked, but for those that the user met. Training goes on from `.runs/` where it was cut off; what it has
+come to is recorded as it goes.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from affinax import models
+from affinax.engine.data import Interactions, Sequences
+from affinax.engine.evaluation import evaluate
+from affinax.engine.factorization import fit
+from affinax.engine.retrieval import with_history
+
+from .record import record
+from .sequence_data import BEAUTY, amazon_beauty, movielens_1m
+
+RUNS = Path(__file__).resolve().parents[1] / ".runs"
+MINUTES = float(os.environ.get("AFFINAX_BENCH_MINUTES", 55))  # a run stops then, to be taken up again
+
+
+def measured(model: Any, known: Sequences, test: Interactions) -> dict[str, float]:
+    """HR@10 and NDCG@10 of the items after these sequences."""
+    seen = known.interactions()
+    found = evaluate(with_history(model, known), test, train=seen, k=10, names=("hit_rate", "ndcg"))
+    return {name: float(np.mean(values)) for name, values in found.values.items()}
+
+
+def trained(name: str, algorithm: Any, x: Sequences, *, epochs: int, every: int, patience: int, seed: int = 0) -> None:
+    """Trains on all but the last two of each user, tests what validates best, and records both with the curve."""
+    known, test = x.leave_last()
+    train, validation = known.leave_last()
+    curve: list[dict[str, float]] = []
+    began = time.perf_counter()
+    steps = algorithm.batches(train, np.zeros(2, np.uint32)).steps(1)
+
+    def validate(model: Any) -> float:
+        found = measured(model, train, validation)
+        curve.append({"minutes": (time.perf_counter() - began) / 60} | found)
+        record("sequences", {f"{name}, curve so far": curve})
+        return found["ndcg_at_10"]
+
+    model, history = fit(
+        algorithm,
+        train,
+        key=jax.random.key(seed),
+        epochs=epochs,
+        validate=validate,
+        validate_every=every * steps,
+        patience=patience,
+        checkpoint=RUNS / name.replace(" ", "-"),
+        callback=lambda *_: time.perf_counter() - began > 60 * MINUTES,
+        progress=False,
+    )
+    found = measured(model, known, test)
+    epoch_seconds = float(np.median(history.seconds)) * steps
+    record(
+        "sequences",
+        {
+            name: found
+            | {
+                "stopped by": history.stopped,
+                "epochs": len(history.loss) / steps,
+                "seconds an epoch": epoch_seconds,
+                "waiting for batches, share": history.waited / float(history.seconds.sum()),
+                "validation ndcg_at_10": history.validation.tolist() if history.validation is not None else None,
+                "validated after epochs": (np.asarray(history.validated) / steps).tolist(),
+            }
+        },
+    )
+
+
+def test_sasrec_on_movielens():
+    algorithm = models.sequence_retriever(models.SASRec, width=64, blocks=2, heads=1, length=200, batch_size=69)
+    trained("SASRec on ML-1M", algorithm, movielens_1m(), epochs=200, every=3, patience=8)
+
+
+@pytest.mark.skipif(not BEAUTY.exists(), reason="Amazon Beauty is not here")
+def test_sasrec_on_beauty():
+    algorithm = models.sequence_retriever(models.SASRec, width=64, blocks=2, heads=1, length=50, batch_size=32)
+    trained("SASRec on Beauty", algorithm, amazon_beauty(), epochs=100, every=2, patience=5)

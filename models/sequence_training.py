@@ -1,0 +1,155 @@
+"""Sequential networks as recommenders: the algorithm that trains them on what users met, in order."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, PRNGKeyArray
+
+from ..engine.data.sequences import Sequences
+from ..engine.factorization.algorithm import Algorithm
+from ..engine.training import losses
+from ..engine.training.batches import Batches
+from ..engine.training.sequence_batches import Layout, Windows, sequence_batches
+from ..kernels.cross_entropy import cross_entropy
+from .descent import network_algorithm, require_positive
+from .trained import Blueprint, SequenceNetwork, rows_of
+
+SequenceLoss = Literal["softmax", "sampled_softmax", "bce", "gbce"]
+
+
+def sequence_retriever(
+    network: type[nnx.Module],
+    *,
+    loss: SequenceLoss = "softmax",
+    negatives: int = 256,
+    shared: bool = True,
+    popularity: float = 0.0,
+    calibration: float = 0.75,
+    temperature: float = 1.0,
+    mask_share: float = 0.2,
+    batch_size: int | None = None,
+    windows: Windows = "last",
+    layout: Layout = "packed",
+    learning_rate: float = 1e-3,
+    l2: float = 0.0,
+    **settings: Any,
+) -> Algorithm:
+    """A network on sequences, trained by Adam to name the next item at each place, or those behind masks.
+
+    Args:
+        network: `SASRec`, `BERT4Rec` or `HSTU`.
+        loss: "softmax" over all items, whose logits are never held at once; or against random items "sampled_softmax",
+            corrected for how often each is drawn, "bce", binary cross entropy, or "gbce", which is calibrated.
+        negatives: Random items, for all losses but the first: for each place, or with
+        shared: for a batch.
+        popularity: They are drawn by `count ** popularity`.
+        calibration: Of "gbce".
+        temperature: Logits are products over it, in all losses.
+        mask_share: How many events are masked, for a network that reads masks.
+        batch_size: Rows in a batch; if None 1 to 64, by how many there are.
+        windows: "last" trains on the last events of each user, "all" on all of them.
+        layout: "packed" has several users in a row, "padded" one: which shows a network the same.
+        learning_rate: Of Adam.
+        l2: Decoupled weight decay, as of AdamW.
+        **settings: Of the network.
+
+    Returns:
+        An `Algorithm` on `Sequences`, or `Interactions` with timestamps, whose state is a `SequenceNetwork`.
+
+    Raises:
+        ValueError: A number out of range, or an unknown choice.
+
+    Source: Klenitskiy, Vasilev 2023, "Turning Dross Into Gold Loss: Is BERT4Rec Really Better than SASRec?"; "gbce":
+    Petrov, Macdonald 2023, "gSASRec".
+    """
+    import optax
+
+    require_positive(negatives=negatives, batch_size=batch_size, learning_rate=learning_rate, temperature=temperature)
+    if loss not in get_args(SequenceLoss):
+        raise ValueError(f"{loss=} must be one of {get_args(SequenceLoss)}")
+    if l2 < 0:
+        raise ValueError(f"{l2=} must be at least 0")
+    if loss != "softmax" and negatives < 1:
+        raise ValueError(f"{loss=} needs {negatives=} of at least 1")
+    probe: Any = nnx.eval_shape(lambda: Blueprint.of(network, n_items=2, **settings).build(jax.random.key(0)))
+    cut = sequence_batches(
+        batch_size,
+        probe.length,
+        objective="masked" if probe.masks else "next",
+        layout=layout,
+        windows=windows,
+        mask_share=mask_share,
+        negatives=0 if loss == "softmax" else negatives,
+        shared=shared,
+        popularity=popularity,
+        times=probe.times,
+    )
+
+    def start(key: PRNGKeyArray, data: Any) -> SequenceNetwork:
+        x = _sequences(data)
+        plan = Blueprint.of(network, n_items=x.n_items, **settings)
+        return SequenceNetwork(plan.build(key), plan, *rows_of(x, probe.times))
+
+    def cost(network: Any, batch: Any, key: PRNGKeyArray) -> Array:
+        more = {"times": batch["times"]} if network.times else {}
+        hidden = network(batch["items"], segments=batch["segments"], positions=batch["positions"], key=key, **more)
+        hidden, labels = hidden.reshape(-1, hidden.shape[-1]) / temperature, batch["targets"].reshape(-1)
+        where, table, bias = labels >= 0, network.item_table(), network.item_bias()
+        bias = None if bias is None else bias / temperature  # as the products, whose order answers then have, too
+        if loss == "softmax":
+            return cross_entropy(hidden, table, labels, where / jnp.sum(where), bias=bias)
+        return _sampled(hidden, table, bias, labels, batch, where)
+
+    def _sampled(hidden: Array, table: Array, bias: Array | None, labels: Array, batch: Any, where: Array) -> Array:
+        drawn = batch["negatives"]
+        precise = {"preferred_element_type": jnp.float32}
+        own = jnp.maximum(labels, 0)
+        positive = jnp.einsum("nd,nd->n", hidden, table[own], **precise)
+        if drawn.ndim == 1:
+            negative = jnp.einsum("nd,md->nm", hidden, table[drawn], **precise)
+            drawn = drawn[None, :]
+        else:
+            drawn = drawn.reshape(-1, drawn.shape[-1])
+            negative = jnp.einsum("nd,nmd->nm", hidden, table[jnp.maximum(drawn, 0)], **precise)
+        if bias is not None:
+            positive, negative = positive + bias[own], negative + bias[jnp.maximum(drawn, 0)]
+        others = (drawn >= 0) & (drawn != labels[:, None])
+        if loss == "gbce":
+            options = {"n_items": table.shape[0], "calibration": calibration}
+            return losses.generalized_bce(positive, negative, negatives_where=others, where=where, **options)
+        if loss == "bce":
+            logits = jnp.concatenate([positive[:, None], negative], axis=1)
+            counted = jnp.concatenate([where[:, None], others & where[:, None]], axis=1)
+            return losses.binary_cross_entropy(logits, jnp.zeros(logits.shape).at[:, 0].set(1.0), where=counted)
+        log_q = batch["log_q"]
+        own_q, drawn_q = (None, None) if log_q is None else (log_q[own], log_q[jnp.maximum(drawn, 0)])
+        return losses.sampled_softmax(
+            positive, negative, positive_log_q=own_q, negative_log_q=drawn_q, negatives_where=others, where=where
+        )
+
+    def inputs(model: SequenceNetwork, batch: Any) -> Any:
+        return batch
+
+    def batches(data: Any, seed: np.ndarray) -> Batches:
+        x = _sequences(data)
+        made = cut(x, seed)
+        if loss != "sampled_softmax":
+            return made
+        log_q = None
+        if popularity:
+            shares = np.maximum(np.bincount(x.items, minlength=x.n_items), 1) ** popularity
+            log_q = np.log(shares / shares.sum()).astype(np.float32)
+        return made._replace(make=lambda step: made.make(step) | {"log_q": log_q})
+
+    return network_algorithm(
+        network.__name__, start, inputs, cost, optax.adamw(learning_rate, weight_decay=l2), batches
+    )
+
+
+def _sequences(data: Any) -> Sequences:
+    return data if isinstance(data, Sequences) else Sequences.from_interactions(data)

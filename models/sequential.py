@@ -1,0 +1,203 @@
+"""Transformers on what users met, in order: what comes next, or what is behind a mask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int32, PRNGKeyArray
+
+from ..kernels.op import Implementation
+from .layers import FieldEmbedding, Linear
+from .transformer import Encoder, Norm, Positions, layer_norm
+
+
+class SASRec(nnx.Module):
+    """The next item after each place, from the items up to it: the score of an item is its vector's product with that
+    of the place.
+
+    Args:
+        n_items: Items there are.
+        width: Of the vectors.
+        length: Places that a sequence has, at most.
+        blocks, heads, norm, positions, dropout: See `transformer.Encoder`.
+        hidden: Width between the dense layers of a block; `width` if None.
+        share: Whether all blocks have the same parameters.
+        init_std: Standard deviation of the first vectors of items.
+        dtype, param_dtype, implementation: See `layers.Linear`.
+        rngs: Random numbers.
+
+    Source: Kang, McAuley 2018, "Self-Attentive Sequential Recommendation".
+
+    >>> model = SASRec(5, width=4, length=3, rngs=nnx.Rngs(0))
+    >>> model(jnp.array([-1, 2, 4])).shape, model.item_table().shape
+    ((3, 4), (5, 4))
+    """
+
+    masks, times = False, False  # whether items may be masked, and whether it reads times
+
+    def __init__(
+        self,
+        n_items: int,
+        *,
+        width: int = 64,
+        length: int = 200,
+        blocks: int = 2,
+        heads: int = 1,
+        hidden: int | None = None,
+        norm: Norm = "pre",
+        positions: Positions = "learned",
+        share: bool = False,
+        dropout: float = 0.1,
+        init_std: float = 0.02,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        implementation: Implementation = "auto",
+        rngs: nnx.Rngs,
+    ):
+        shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
+        self.items = FieldEmbedding([n_items], width, init_std=init_std, **shared)
+        self.encoder = Encoder(
+            width,
+            length,
+            blocks=blocks,
+            heads=heads,
+            hidden=width if hidden is None else hidden,
+            norm=norm,
+            positions=positions,
+            causal=True,
+            share=share,
+            activation=jax.nn.relu,
+            dropout=dropout,
+            **shared,
+        )
+        self.length, self.n_items = length, n_items
+
+    def __call__(
+        self,
+        items: Int32[Array, "*batch length"],
+        *,
+        segments: Int32[Array, "*batch length"] | None = None,
+        positions: Int32[Array, "*batch length"] | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "*batch length width"]:
+        """A vector for each place; with a key there is dropout.
+
+        Args:
+            items: The oldest first, padded with -1.
+            segments: Which sequence a place belongs to where a row has several; -1 for none.
+            positions: Of the places; if None the last of a row is `length - 1`.
+            key: See above.
+
+        Raises:
+            ValueError: More places than the model has positions.
+        """
+        segments, positions = places(items, segments, positions, self.length)
+        return self.encoder(self.items.of_field(0, items), segments, positions, key=key)
+
+    def item_table(self) -> Float[Array, "n_items width"]:
+        """Vectors of the items, that places are multiplied with."""
+        return self.items.table[...][: self.n_items]
+
+    def item_bias(self) -> Float[Array, " n_items"] | None:
+        """What is added to the scores."""
+        return None
+
+
+class BERT4Rec(nnx.Module):
+    """The items behind masks, from all others of the sequence; the next one is behind a mask at its end.
+
+    Args:
+        n_items: Items there are; the mask is item `n_items`.
+        width, length, blocks, heads, norm, positions, share, dropout, init_std: See `SASRec`.
+        hidden: Width between the dense layers of a block; four times `width` if None.
+        dtype, param_dtype, implementation: See `layers.Linear`.
+        rngs: Random numbers.
+
+    Source: Sun et al. 2019, "BERT4Rec: Sequential Recommendation with Bidirectional Encoder Representations from
+    Transformer".
+
+    >>> model = BERT4Rec(5, width=4, length=3, rngs=nnx.Rngs(0))
+    >>> model(jnp.array([2, 4, 5])).shape, model.item_bias().shape
+    ((3, 4), (5,))
+    """
+
+    masks, times = True, False
+
+    def __init__(
+        self,
+        n_items: int,
+        *,
+        width: int = 64,
+        length: int = 200,
+        blocks: int = 2,
+        heads: int = 2,
+        hidden: int | None = None,
+        norm: Norm = "post",
+        positions: Positions = "learned",
+        share: bool = False,
+        dropout: float = 0.1,
+        init_std: float = 0.02,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        implementation: Implementation = "auto",
+        rngs: nnx.Rngs,
+    ):
+        shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
+        self.items = FieldEmbedding([n_items + 1], width, init_std=init_std, **shared)
+        self.begin = layer_norm(width, dtype, param_dtype, rngs)
+        self.encoder = Encoder(
+            width,
+            length,
+            blocks=blocks,
+            heads=heads,
+            hidden=4 * width if hidden is None else hidden,
+            norm=norm,
+            positions=positions,
+            causal=False,
+            share=share,
+            activation=jax.nn.gelu,
+            dropout=dropout,
+            **shared,
+        )
+        self.projection = Linear(width, width, **shared)
+        self.end = layer_norm(width, dtype, param_dtype, rngs)
+        self.bias = nnx.Param(jnp.zeros(n_items, param_dtype))
+        self.length, self.n_items = length, n_items
+
+    def __call__(
+        self,
+        items: Int32[Array, "*batch length"],
+        *,
+        segments: Int32[Array, "*batch length"] | None = None,
+        positions: Int32[Array, "*batch length"] | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "*batch length width"]:
+        """A vector for each place; see `SASRec`."""
+        segments, positions = places(items, segments, positions, self.length)
+        x = self.encoder(self.begin(self.items.of_field(0, items)), segments, positions, key=key)
+        return self.end(jax.nn.gelu(self.projection(x)))
+
+    def item_table(self) -> Float[Array, "n_items width"]:
+        """Vectors of the items, that places are multiplied with."""
+        return self.items.table[...][: self.n_items]
+
+    def item_bias(self) -> Float[Array, " n_items"] | None:
+        """What is added to the scores."""
+        return self.bias[...]
+
+
+def places(items: Array, segments: Array | None, positions: Array | None, length: int) -> tuple[Array, Array]:
+    """Segments and positions of a row of one sequence, where they are not given."""
+    n = items.shape[-1]
+    if positions is None:
+        if n > length:
+            raise ValueError(
+                f"sequences of {n} places are longer than the {length} positions of the model; give the last"
+            )
+        positions = jnp.broadcast_to(jnp.arange(length - n, length, dtype=jnp.int32), items.shape)
+    if segments is None:
+        segments = jnp.where(items >= 0, 0, -1).astype(jnp.int32)
+    return segments, positions

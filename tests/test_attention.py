@@ -1,0 +1,212 @@
+"""Attention and cross entropy over a catalogue: against float64 oracles, under every transformation."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from affinax.kernels.attention import attention
+from affinax.kernels.cross_entropy import cross_entropy
+
+from . import naive
+from .cases import ATTENTION, CROSS_ENTROPY
+from .test_kernels import close, devices
+
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
+each_attention = pytest.mark.parametrize("case", ATTENTION, ids=lambda case: case.name)
+each_catalogue = pytest.mark.parametrize("case", CROSS_ENTROPY, ids=lambda case: case.name)
+KINDS = {
+    "softmax": {},
+    "both directions": {"causal": False},
+    "silu": {"activation": "silu"},
+    "biased": {"bias": True},
+    "biased silu": {"activation": "silu", "bias": True},
+}
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def sequences(case, seed=0):
+    rng = np.random.default_rng(seed)
+    shape = case.batch, case.length, case.heads
+    q, k, v = (rng.normal(size=(*shape, width)).astype(np.float32) for width in (case.width, case.width, case.depth))
+    segments = np.sort(rng.integers(-1, 3, (case.batch, case.length)), axis=1).astype(np.int32)
+    times = np.sort(rng.integers(0, 100_000, (case.batch, case.length)), axis=1).astype(np.int32)
+    return q, k, v, segments, times
+
+
+def options(case, kind):
+    chosen = dict(KINDS[kind])
+    rng = np.random.default_rng(1)
+    if chosen.pop("bias", False):
+        chosen["position_bias"] = rng.normal(size=(case.heads, 7)).astype(np.float32)
+        chosen["time_bias"] = rng.normal(size=(case.heads, 5)).astype(np.float32)
+    return chosen
+
+
+def attended(case, kind):
+    """Attention as a function of its float arguments, and these."""
+    q, k, v, segments, times = sequences(case)
+    chosen = options(case, kind)
+    biases = {name: jnp.asarray(chosen.pop(name)) for name in ("position_bias", "time_bias") if name in chosen}
+    more = {"times": jnp.asarray(times)} if biases else {}
+
+    def found(q, k, v, biases):
+        return attention(q, k, v, jnp.asarray(segments), **chosen, **biases, **more)
+
+    return found, (jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), biases)
+
+
+@each_attention
+@each_kind
+def test_attention_is_exact(case, kind):
+    found, arguments = attended(case, kind)
+    q, k, v, segments, times = sequences(case)
+    chosen = options(case, kind)
+    more = {"times": times} if "time_bias" in chosen else {}
+    for row, result in enumerate(jax.jit(found)(*arguments)):
+        given = {name: value[row] for name, value in more.items()}
+        close(result, naive.attention(q[row], k[row], v[row], segments[row], **chosen, **given), 2e-5)
+
+
+@each_kind
+def test_long_sequences_go_by_blocks(kind, monkeypatch):
+    """In the same numbers, and so in the gradients; the scores of all places are never there at once."""
+    case = ATTENTION[-1]
+    found, arguments = attended(case, kind)
+    mix = jnp.asarray(
+        np.random.default_rng(2).normal(size=(case.batch, case.length, case.heads, case.depth)), jnp.float32
+    )
+    slopes = jax.grad(lambda *a: jnp.sum(found(*a) * mix), argnums=(0, 1, 2, 3))
+    whole = found(*arguments), slopes(*arguments)
+    monkeypatch.setattr("affinax.kernels.attention._QUERIES", 5)
+    for one, other in zip(
+        jax.tree.leaves((found(*arguments), slopes(*arguments))), jax.tree.leaves(whole), strict=True
+    ):
+        close(one, np.asarray(other), 2e-5)
+
+
+def test_memory_of_attention_grows_with_the_length():
+    def temporary(length):
+        q = jnp.zeros((1, length, 1, 8))
+        slope = jax.grad(lambda q: attention(q, q, q, jnp.zeros((1, length), jnp.int32)).sum())
+        return jax.jit(slope).lower(q).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(4096) < 3 * temporary(2048)
+    assert temporary(4096) < 4 * 4096 * 4096 / 3  # of the scores, float32
+
+
+def test_attention_under_transformations():
+    case = ATTENTION[1]
+    found, arguments = attended(case, "softmax")
+    expected = np.asarray(found(*arguments))
+    q, k, v, segments, _ = (jnp.asarray(a) for a in sequences(case))
+    close(jax.vmap(attention)(q, k, v, segments), expected, 1e-6)
+    _, scanned = lax.scan(lambda c, row: (c, attention(*row)), 0, (q, k, v, segments))
+    close(scanned, expected, 1e-6)
+    twice = tuple(jnp.concatenate([a] * 8) for a in (q, k, v, segments))
+    shared = jax.shard_map(attention, mesh=devices(), in_specs=P("rows"), out_specs=P("rows"))
+    close(jax.jit(shared)(*twice)[: len(expected)], expected, 1e-6)
+    close(attention(*(a.astype(jnp.bfloat16) for a in (q, k, v)), segments), expected, 0.05)
+
+
+def test_padding_is_zero_and_has_finite_gradients():
+    q = jnp.ones((2, 3, 1, 4))
+    segments = jnp.full((2, 3), -1, jnp.int32)
+    assert (attention(q, q, q, segments) == 0).all()
+    assert jnp.isfinite(jax.grad(lambda q: attention(q, q, q, segments).sum())(q)).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"keys": jnp.ones((2, 3, 1, 5))}, "those of queries and keys equal"),
+        ({"segments": jnp.zeros((2, 4), jnp.int32)}, r"segments of int32\[2, 4\] must be int32, \[2, 3\]"),
+        ({"activation": "tanh"}, "must be one of"),
+        ({"times": jnp.zeros((2, 3), jnp.int32)}, "give both or neither"),
+        ({"position_bias": jnp.ones((1, 4))}, "odd number of distances"),
+        ({"position_bias": jnp.ones((2, 3))}, "must have a row for each of heads=1"),
+    ],
+)
+def test_attention_refuses(change, message):
+    arguments = {name: jnp.ones((2, 3, 1, 4)) for name in ("queries", "keys", "values")}
+    arguments["segments"] = jnp.zeros((2, 3), jnp.int32)
+    with pytest.raises(ValueError, match=message):
+        attention(**(arguments | change))
+
+
+def catalogue(case, seed=0):
+    rng = np.random.default_rng(seed)
+    hidden = rng.normal(size=(case.rows, case.width)).astype(np.float32)
+    table = rng.normal(size=(case.items, case.width)).astype(np.float32)
+    bias, weights = rng.normal(size=case.items).astype(np.float32), rng.random(case.rows).astype(np.float32)
+    return hidden, table, bias, rng.integers(-1, case.items, case.rows).astype(np.int32), weights
+
+
+@each_catalogue
+@pytest.mark.parametrize("logits", [1, 1 << 21])
+def test_cross_entropy_and_its_gradients_are_exact(case, logits, monkeypatch):
+    monkeypatch.setattr("affinax.kernels.cross_entropy._LOGITS", logits)
+    hidden, table, bias, labels, weights = catalogue(case)
+
+    def found(hidden, table, bias, weights):
+        return cross_entropy(hidden, table, jnp.asarray(labels), weights, bias=bias)
+
+    arguments = (jnp.asarray(a) for a in (hidden, table, bias, weights))
+    value, slopes = jax.jit(jax.value_and_grad(found, argnums=(0, 1, 2, 3)))(*arguments)
+    expected, *others = naive.cross_entropy(hidden, table, bias, labels, weights)
+    close(value, expected, 1e-5)
+    for slope, other in zip(slopes, others, strict=True):
+        close(slope, other, 2e-5)
+    close(found(hidden, table, bias, weights), expected, 1e-5)
+
+
+def test_cross_entropy_holds_a_part_of_the_logits():
+    n, items = 4096, 8192
+    slope = jax.jit(jax.grad(lambda h, t: cross_entropy(h, t, jnp.zeros(n, jnp.int32)), argnums=(0, 1)))
+    compiled = slope.lower(jnp.zeros((n, 8)), jnp.zeros((items, 8))).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < n * items  # a quarter of what they take
+
+
+def test_cross_entropy_under_transformations():
+    hidden, table, bias, labels, weights = (jnp.asarray(a) for a in catalogue(CROSS_ENTROPY[1]))
+    found = functools.partial(cross_entropy, bias=bias)
+    expected = found(hidden, table, labels, weights)
+    several = jax.vmap(found, in_axes=(0, None, None, None))(jnp.stack([hidden, 2 * hidden]), table, labels, weights)
+    close(several[0], np.asarray(expected), 1e-5)
+    half = cross_entropy(*(a.astype(jnp.bfloat16) for a in (hidden, table)), labels, weights, bias=bias)
+    close(half, np.asarray(expected), 0.05)
+    n = 8 * (len(hidden) // 8)
+    alone = jnp.sum(
+        jax.jit(
+            jax.shard_map(
+                lambda h, y, w: cross_entropy(h, table, y, w, bias=bias)[None],
+                mesh=devices(),
+                in_specs=P("rows"),
+                out_specs=P("rows"),
+            )
+        )(hidden[:n], labels[:n], weights[:n])
+    )
+    close(alone, np.asarray(found(hidden[:n], table, labels[:n], weights[:n])), 1e-5)
+    assert jnp.isnan(found(hidden, table, labels.at[0].set(len(table)), weights))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"table": jnp.ones((5, 3))}, r"must be \[n, d\] and \[n_items, d\]"),
+        ({"labels": jnp.zeros(3, jnp.int32)}, r"labels of int32\[3\] must be int32, \[2\]"),
+        ({"weights": jnp.ones(3)}, r"weights of shape \[3\] must be \[2\]"),
+        ({"bias": jnp.ones(3)}, r"bias of shape \[3\] must be \[5\]"),
+    ],
+)
+def test_cross_entropy_refuses(change, message):
+    arguments = {"hidden": jnp.ones((2, 4)), "table": jnp.ones((5, 4)), "labels": jnp.zeros(2, jnp.int32)}
+    with pytest.raises(ValueError, match=message):
+        cross_entropy(**(arguments | change))
