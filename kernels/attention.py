@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal, get_args
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
+from . import attention_numba
 from .op import Implementation, Op, dispatch
 
 Activation = Literal["softmax", "silu"]
@@ -84,9 +86,33 @@ def attention(
         raise ValueError(f"kernels.attention: {position_bias.shape=} must have an odd number of distances")
     flat = (a.reshape(-1, length, *a.shape[-2:]) for a in (queries, keys, values))
     rows = (a if a is None else a.reshape(-1, length) for a in (segments, times))
-    static = {"causal": causal, "activation": activation, "implementation": implementation}
-    found = dispatch(OP, *flat, *rows, position_bias, time_bias, **static)
+    found: Any = _attended(*flat, *rows, position_bias, time_bias, causal, activation, implementation)
     return found.reshape(*batch, length, heads, values.shape[-1])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9))
+def _attended(*arguments: Any) -> Array:
+    return _with_logs(*arguments)[0]
+
+
+def _with_logs(*arguments: Any) -> tuple[Array, Array]:
+    """What attention gives, and the logarithm of each softmax's sum."""
+    *given, causal, activation, implementation = arguments
+    return dispatch(OP, *given, causal=causal, activation=activation, implementation=implementation)
+
+
+def _attended_forward(*arguments: Any):
+    out, logs = _with_logs(*arguments)
+    return out, (*arguments[:7], out, logs)
+
+
+def _attended_backward(causal: bool, activation: Activation, implementation: Implementation, saved: Any, slope: Array):
+    static = {"causal": causal, "activation": activation, "implementation": implementation}
+    of_queries, of_keys, of_values, of_position_bias, of_time_bias = dispatch(GRADIENT, *saved, slope, **static)
+    return of_queries, of_keys, of_values, None, None, of_position_bias, of_time_bias
+
+
+_attended.defvjp(_attended_forward, _attended_backward)
 
 
 def _reference(queries, keys, values, segments, times, position_bias, time_bias, *, causal: bool, activation: str):
@@ -117,24 +143,42 @@ def _reference(queries, keys, values, segments, times, position_bias, time_bias,
             greatest = jnp.max(scores, axis=-1, keepdims=True, where=allowed, initial=jnp.finfo(jnp.float32).min)
             weights = jnp.where(allowed, jnp.exp(jnp.where(allowed, scores - lax.stop_gradient(greatest), 0.0)), 0.0)
             total = jnp.sum(weights, axis=-1, keepdims=True)
-            weights = weights / jnp.where(total > 0, total, 1.0)
+            total = jnp.where(total > 0, total, 1.0)
+            weights, logs = weights / total, jnp.where(total > 0, greatest + jnp.log(total), 0.0)
         else:
-            weights = jnp.where(allowed, jax.nn.silu(scores), 0.0) / length
-        return jnp.einsum("bhij,bjhd->ibhd", weights.astype(values.dtype), values, **precise).astype(values.dtype)
+            weights, logs = jnp.where(allowed, jax.nn.silu(scores), 0.0) / length, jnp.zeros_like(scores[..., :1])
+        found = jnp.einsum("bhij,bjhd->ibhd", weights.astype(values.dtype), values, **precise).astype(values.dtype)
+        return found, jnp.moveaxis(logs[..., 0], 2, 0)
 
     n_blocks = -(-length // _QUERIES)
     rows = [jnp.swapaxes(a, 0, 1) for a in (queries, segments, segments if times is None else times)]
     given = rows[0], places, *rows[1:]
     if n_blocks <= 1:
-        return jnp.swapaxes(block(given), 0, 1)
-    size = -(-length // n_blocks)
-    padded = [jnp.pad(a, [(0, n_blocks * size - length), *[(0, 0)] * (a.ndim - 1)]) for a in given]
-    found = lax.map(jax.checkpoint(block), [a.reshape(n_blocks, size, *a.shape[1:]) for a in padded])
-    return jnp.swapaxes(found.reshape(n_blocks * size, *found.shape[2:])[:length], 0, 1)
+        found, logs = block(given)
+    else:
+        size = -(-length // n_blocks)
+        padded = [jnp.pad(a, [(0, n_blocks * size - length), *[(0, 0)] * (a.ndim - 1)]) for a in given]
+        blocks = lax.map(jax.checkpoint(block), [a.reshape(n_blocks, size, *a.shape[1:]) for a in padded])
+        found, logs = (a.reshape(n_blocks * size, *a.shape[2:])[:length] for a in blocks)
+    return jnp.swapaxes(found, 0, 1), jnp.moveaxis(logs, 0, 2)
+
+
+def _gradient_reference(
+    queries, keys, values, segments, times, position_bias, time_bias, out, logs, slope, *, causal: bool, activation: str
+):
+    def found(queries, keys, values, position_bias, time_bias):
+        static = {"causal": causal, "activation": activation}
+        return _reference(queries, keys, values, segments, times, position_bias, time_bias, **static)[0]
+
+    return jax.vjp(found, queries, keys, values, position_bias, time_bias)[1](slope)
 
 
 def _supports(*arrays: Any, **static: Any) -> str | None:
-    return "there is no such implementation yet"
+    kinds = {str(a.dtype) for a in arrays if a is not None and jnp.issubdtype(a.dtype, jnp.floating)}
+    if kinds != {"float32"}:
+        return f"arrays of {sorted(kinds)} must all be float32"
+    return None if all(a.size for a in arrays[:3]) else "nothing is to be attended to"
 
 
-OP = Op("attention", _reference, _supports)
+OP = Op("attention", _reference, _supports, numba=attention_numba.attend)
+GRADIENT = Op("attention_gradient", _gradient_reference, _supports, numba=attention_numba.gradient)

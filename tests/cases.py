@@ -169,6 +169,7 @@ ATTENTION = (
     AttentionCase("one place", 1, 1, 1, 4, 4),
     AttentionCase("two heads", 2, 9, 2, 8, 8),
     AttentionCase("odd", 3, 13, 3, 5, 7),
+    AttentionCase("several blocks and panels", 2, 75, 1, 16, 20),
 )
 
 CROSS_ENTROPY = (

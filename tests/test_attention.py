@@ -12,11 +12,12 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from affinax.kernels.attention import attention
+from affinax.kernels.attention import attention as attend
 from affinax.kernels.cross_entropy import cross_entropy
 
 from . import naive
 from .cases import ATTENTION, CROSS_ENTROPY
-from .test_kernels import close, devices
+from .test_kernels import close, devices, each_implementation
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -50,12 +51,12 @@ def options(case, kind):
     return chosen
 
 
-def attended(case, kind):
+def attended(case, kind, **more):
     """Attention as a function of its float arguments, and these."""
     q, k, v, segments, times = sequences(case)
     chosen = options(case, kind)
     biases = {name: jnp.asarray(chosen.pop(name)) for name in ("position_bias", "time_bias") if name in chosen}
-    more = {"times": jnp.asarray(times)} if biases else {}
+    more |= {"times": jnp.asarray(times)} if biases else {}
 
     def found(q, k, v, biases):
         return attention(q, k, v, jnp.asarray(segments), **chosen, **biases, **more)
@@ -63,10 +64,11 @@ def attended(case, kind):
     return found, (jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), biases)
 
 
+@each_implementation
 @each_attention
 @each_kind
-def test_attention_is_exact(case, kind):
-    found, arguments = attended(case, kind)
+def test_attention_is_exact(case, kind, implementation):
+    found, arguments = attended(case, kind, implementation=implementation)
     q, k, v, segments, times = sequences(case)
     chosen = options(case, kind)
     more = {"times": times} if "time_bias" in chosen else {}
@@ -75,11 +77,25 @@ def test_attention_is_exact(case, kind):
         close(result, naive.attention(q[row], k[row], v[row], segments[row], **chosen, **given), 2e-5)
 
 
+@pytest.mark.on_cpu
+@each_attention
+@each_kind
+def test_gradients_of_attention(case, kind):
+    """Those of the reference are JAX's own, of what is exact above."""
+    mix = jnp.asarray(np.random.default_rng(2).normal(size=sequences(case)[2].shape), jnp.float32)
+    slopes = {}
+    for implementation in ("reference", "numba"):
+        found, arguments = attended(case, kind, implementation=implementation)
+        slopes[implementation] = jax.jit(jax.grad(lambda *a, f=found: jnp.sum(f(*a) * mix), (0, 1, 2, 3)))(*arguments)
+    for one, other in zip(jax.tree.leaves(slopes["numba"]), jax.tree.leaves(slopes["reference"]), strict=True):
+        close(one, np.asarray(other), 2e-5)
+
+
 @each_kind
 def test_long_sequences_go_by_blocks(kind, monkeypatch):
     """In the same numbers, and so in the gradients; the scores of all places are never there at once."""
-    case = ATTENTION[-1]
-    found, arguments = attended(case, kind)
+    case = ATTENTION[2]
+    found, arguments = attended(case, kind, implementation="reference")
     mix = jnp.asarray(
         np.random.default_rng(2).normal(size=(case.batch, case.length, case.heads, case.depth)), jnp.float32
     )
@@ -95,17 +111,20 @@ def test_long_sequences_go_by_blocks(kind, monkeypatch):
 def test_memory_of_attention_grows_with_the_length():
     def temporary(length):
         q = jnp.zeros((1, length, 1, 8))
-        slope = jax.grad(lambda q: attention(q, q, q, jnp.zeros((1, length), jnp.int32)).sum())
+        segments = jnp.zeros((1, length), jnp.int32)
+        slope = jax.grad(lambda q: attention(q, q, q, segments, implementation="reference").sum())
         return jax.jit(slope).lower(q).compile().memory_analysis().temp_size_in_bytes
 
     assert temporary(4096) < 3 * temporary(2048)
     assert temporary(4096) < 4 * 4096 * 4096 / 3  # of the scores, float32
 
 
-def test_attention_under_transformations():
+@each_implementation
+def test_attention_under_transformations(implementation):
     case = ATTENTION[1]
-    found, arguments = attended(case, "softmax")
+    found, arguments = attended(case, "softmax", implementation=implementation)
     expected = np.asarray(found(*arguments))
+    attention = functools.partial(attend, implementation=implementation)
     q, k, v, segments, _ = (jnp.asarray(a) for a in sequences(case))
     close(jax.vmap(attention)(q, k, v, segments), expected, 1e-6)
     _, scanned = lax.scan(lambda c, row: (c, attention(*row)), 0, (q, k, v, segments))
@@ -113,7 +132,8 @@ def test_attention_under_transformations():
     twice = tuple(jnp.concatenate([a] * 8) for a in (q, k, v, segments))
     shared = jax.shard_map(attention, mesh=devices(), in_specs=P("rows"), out_specs=P("rows"))
     close(jax.jit(shared)(*twice)[: len(expected)], expected, 1e-6)
-    close(attention(*(a.astype(jnp.bfloat16) for a in (q, k, v)), segments), expected, 0.05)
+    if implementation == "reference":
+        close(attention(*(a.astype(jnp.bfloat16) for a in (q, k, v)), segments), expected, 0.05)
 
 
 def test_padding_is_zero_and_has_finite_gradients():

@@ -212,7 +212,8 @@ def test_not_fitted():
 
 def test_names_and_parameters():
     with pytest.raises(
-        ValueError, match=r"algorithm 'als' must be one of \['bayesian-mf', 'bert4rec', 'biased-mf', 'bpr', 'content-profiles'"
+        ValueError,
+        match=r"algorithm 'als' must be one of \['bayesian-mf', 'bert4rec', 'biased-mf', 'bpr', 'content-profiles'",
     ):
         afx.Recommender("als")
     with pytest.raises(ValueError, match=r"implicit-als has no parameter 'factors'; it has \['alpha', .*'rank'"):

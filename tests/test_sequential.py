@@ -240,7 +240,10 @@ def test_rotary_positions_count_distances():
         (lambda r: models.HSTU(5, width=5, heads=2, rngs=r), "or inner given"),
         (lambda r: models.HSTU(5, length=0, rngs=r), "length=0 must be at least 1"),
         (lambda r: models.HSTU(5, dropout=-0.1, rngs=r), "dropout=-0.1 must be in"),
-        (lambda r: models.SASRec(5, length=3, rngs=r)(jnp.zeros(4, jnp.int32)), "longer than the 3 positions of the model"),
+        (
+            lambda r: models.SASRec(5, length=3, rngs=r)(jnp.zeros(4, jnp.int32)),
+            "longer than the 3 positions",
+        ),
         (lambda r: models.HSTU(5, times=True, rngs=r)(jnp.zeros(4, jnp.int32)), "was made to read times"),
         (lambda r: models.HSTU(5, rngs=r)(jnp.zeros(4, jnp.int32), times=jnp.zeros(4, jnp.int32)), "read no times"),
     ],
