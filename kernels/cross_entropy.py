@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
+from . import cross_entropy_numba
 from .op import Implementation, Op, dispatch
 
 _LOGITS = 1 << 21  # held at a time
 _LEAST_ROWS = 16  # of which there is a product
+_CACHED = 1 << 17  # items whose logits, for a block of rows, the cache of a core or of all of them still holds
 
 
 def cross_entropy(
@@ -125,8 +127,14 @@ def _reference(hidden, table, bias, labels, weights, *, slopes: bool):
     return value, *found, losses
 
 
-def _supports(*arrays: Any, **static: Any) -> str | None:
-    return "there is no such implementation yet"
+def _supports(hidden: Array, table: Array, bias: Array, labels: Array, weights: Array, **static: Any) -> str | None:
+    kinds = {str(a.dtype) for a in (hidden, table, bias)}
+    if kinds != {"float32"}:
+        return f"arrays of {sorted(kinds)} must all be float32"
+    if not (hidden.size and table.size):
+        return "there are no rows, or vectors of nothing"
+    # A block of rows has its logits in cache.
+    return None if table.shape[0] <= _CACHED else f"{table.shape[0]} items are more than the {_CACHED} that serve here"
 
 
-OP = Op("cross_entropy", _reference, _supports)
+OP = Op("cross_entropy", _reference, _supports, numba=cross_entropy_numba.losses)

@@ -176,6 +176,7 @@ CROSS_ENTROPY = (
     CrossEntropyCase("one item", 1, 1, 1),
     CrossEntropyCase("some", 40, 23, 8),
     CrossEntropyCase("odd", 37, 101, 13),
+    CrossEntropyCase("several blocks and groups", 700, 300, 16),
 )
 
 

@@ -169,14 +169,15 @@ def catalogue(case, seed=0):
     return hidden, table, bias, rng.integers(-1, case.items, case.rows).astype(np.int32), weights
 
 
+@each_implementation
 @each_catalogue
 @pytest.mark.parametrize("logits", [1, 1 << 21])
-def test_cross_entropy_and_its_gradients_are_exact(case, logits, monkeypatch):
+def test_cross_entropy_and_its_gradients_are_exact(case, logits, implementation, monkeypatch):
     monkeypatch.setattr("affinax.kernels.cross_entropy._LOGITS", logits)
     hidden, table, bias, labels, weights = catalogue(case)
 
     def found(hidden, table, bias, weights):
-        return cross_entropy(hidden, table, jnp.asarray(labels), weights, bias=bias)
+        return cross_entropy(hidden, table, jnp.asarray(labels), weights, bias=bias, implementation=implementation)
 
     arguments = (jnp.asarray(a) for a in (hidden, table, bias, weights))
     value, slopes = jax.jit(jax.value_and_grad(found, argnums=(0, 1, 2, 3)))(*arguments)
@@ -187,16 +188,19 @@ def test_cross_entropy_and_its_gradients_are_exact(case, logits, monkeypatch):
     close(found(hidden, table, bias, weights), expected, 1e-5)
 
 
-def test_cross_entropy_holds_a_part_of_the_logits():
+@each_implementation
+def test_cross_entropy_holds_a_part_of_the_logits(implementation):
     n, items = 4096, 8192
-    slope = jax.jit(jax.grad(lambda h, t: cross_entropy(h, t, jnp.zeros(n, jnp.int32)), argnums=(0, 1)))
+    found = functools.partial(cross_entropy, implementation=implementation)
+    slope = jax.jit(jax.grad(lambda h, t: found(h, t, jnp.zeros(n, jnp.int32)), argnums=(0, 1)))
     compiled = slope.lower(jnp.zeros((n, 8)), jnp.zeros((items, 8))).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < n * items  # a quarter of what they take
 
 
-def test_cross_entropy_under_transformations():
+@each_implementation
+def test_cross_entropy_under_transformations(implementation):
     hidden, table, bias, labels, weights = (jnp.asarray(a) for a in catalogue(CROSS_ENTROPY[1]))
-    found = functools.partial(cross_entropy, bias=bias)
+    found = functools.partial(cross_entropy, bias=bias, implementation=implementation)
     expected = found(hidden, table, labels, weights)
     several = jax.vmap(found, in_axes=(0, None, None, None))(jnp.stack([hidden, 2 * hidden]), table, labels, weights)
     close(several[0], np.asarray(expected), 1e-5)
@@ -206,7 +210,7 @@ def test_cross_entropy_under_transformations():
     alone = jnp.sum(
         jax.jit(
             jax.shard_map(
-                lambda h, y, w: cross_entropy(h, table, y, w, bias=bias)[None],
+                lambda h, y, w: found(h, table, y, w)[None],
                 mesh=devices(),
                 in_specs=P("rows"),
                 out_specs=P("rows"),
