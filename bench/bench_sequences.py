@@ -6,7 +6,9 @@ come to is recorded as it goes.
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from affinax.engine.retrieval import with_history
 from .record import record
 from .sequence_data import BEAUTY, amazon_beauty, movielens_1m
 
+PEER = Path(__file__).resolve().parents[1] / ".cache" / "rectools" / "bin" / "python"
 RUNS = Path(__file__).resolve().parents[1] / ".runs"
 MINUTES = float(os.environ.get("AFFINAX_BENCH_MINUTES", 55))  # a run stops then, to be taken up again
 
@@ -88,3 +91,53 @@ def test_sasrec_on_movielens():
 def test_sasrec_on_beauty():
     algorithm = models.sequence_retriever(models.SASRec, width=64, blocks=2, heads=1, length=50, batch_size=32)
     trained("SASRec on Beauty", algorithm, amazon_beauty(), epochs=100, every=2, patience=5)
+
+
+@pytest.mark.skipif(not PEER.exists(), reason="RecTools is not in .cache/rectools; see sequence_peer.py")
+def test_speed(tmp_path):
+    """Epochs of one model in turns: 128 users a batch, whose rows are padded to 200 or packed; the peer pads them.
+
+    The first epoch of each is left out: it compiles.
+    """
+    x = movielens_1m()
+    train, _ = x.leave_last()
+    np.savez(tmp_path / "events.npz", users=train.users, items=train.items)
+    same = {"width": 64, "blocks": 2, "heads": 1, "length": 200, "dropout": 0.1}
+    found: dict[str, list[float]] = {}
+
+    def ours(layout: str, batch_size: int) -> None:
+        algorithm = models.sequence_retriever(models.SASRec, layout=layout, batch_size=batch_size, **same)
+        steps = algorithm.batches(train, np.zeros(2, np.uint32)).steps(1)
+        _, history = fit(algorithm, train, key=jax.random.key(0), steps=2 * steps, progress=False)
+        seconds = found.setdefault(f"affinax, {layout}, {batch_size} rows", [])
+        seconds.append(float(history.seconds[steps:].sum()))
+
+    def theirs(threads: int) -> None:
+        asked = {"events": str(tmp_path / "events.npz"), "threads": threads, "epochs": 2, "batch_size": 128, **same}
+        told = subprocess.run(
+            [PEER, Path(__file__).with_name("sequence_peer.py")],
+            input=json.dumps(asked),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        name = f"RecTools, padded, 128 rows, {threads} threads"
+        found.setdefault(name, []).append(json.loads(told.stdout.splitlines()[-1])["seconds"][-1])
+
+    for _ in range(3):
+        ours("packed", 69)
+        ours("padded", 128)
+        theirs(2)
+    users = int((train.lengths > 1).sum())
+    medians = {name: float(np.median(seconds)) for name, seconds in found.items()}
+    fastest = min(seconds for name, seconds in medians.items() if name.startswith("RecTools"))
+    record(
+        "sequences",
+        {
+            "SASRec on ML-1M, speed": {
+                "seconds an epoch": medians,
+                "users a second": {name: users / seconds for name, seconds in medians.items()},
+                "times RecTools": {n: fastest / s for n, s in medians.items() if not n.startswith("RecTools")},
+            }
+        },
+    )

@@ -14,7 +14,7 @@ from ..engine.data.sequences import Sequences
 from ..engine.factorization.algorithm import Algorithm
 from ..engine.training import losses
 from ..engine.training.batches import Batches
-from ..engine.training.sequence_batches import Layout, Windows, sequence_batches
+from ..engine.training.sequence_windows import Layout, Windows, sequence_batches
 from ..kernels.cross_entropy import cross_entropy
 from .descent import network_algorithm, require_positive
 from .trained import Blueprint, SequenceNetwork, rows_of

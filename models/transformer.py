@@ -180,6 +180,7 @@ class Encoder(nnx.Module):
 
 
 def layer_norm(width: int, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Of mean 0 and variance 1, then scaled and moved."""
     return nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
 

@@ -93,5 +93,6 @@ def _timestamps(x: Interactions, need: str) -> np.ndarray:
 
 
 def check_fraction(name: str, value: float) -> None:
+    """Raises ValueError where it is not between 0 and 1."""
     if not 0 < value < 1:
         raise ValueError(f"{name}={value} must be in (0, 1)")

@@ -5,7 +5,7 @@ from . import losses
 from .batches import Batches, example_batches, pair_batches
 from .gradient_descent import Embedded, Rows, TrainingState, gradient, gradient_step, start_training
 from .selection import Selection, Trial, select
-from .sequence_batches import sequence_batches
+from .sequence_windows import sequence_batches
 
 __all__ = [
     "Batches",
