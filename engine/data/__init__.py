@@ -12,6 +12,7 @@ from .reading import read_interactions
 from .scaling import ValueScale, fit_scale
 from .sequences import Sequences
 from .side_tables import read_side_table
+from .signals import hashed_texts, image_patches, log_mel_frames
 from .splitting import split_at_time, split_leave_last, split_random
 from .vocabulary import Vocabulary
 
@@ -32,7 +33,10 @@ __all__ = [
     "fit_features",
     "fit_imputation",
     "fit_scale",
+    "hashed_texts",
+    "image_patches",
     "kinds_of",
+    "log_mel_frames",
     "map_examples",
     "pair_design",
     "read_interactions",
