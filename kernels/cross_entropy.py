@@ -88,8 +88,10 @@ def _reference(hidden, table, bias, labels, weights, *, slopes: bool):
     size = min(max(_LEAST_ROWS, _LOGITS // n_items), max(n, 1))
     weights = jnp.where(labels < 0, 0.0, weights)
     # Beyond the table an item has NaN for a logit.
-    given = hidden, labels, weights
-    given = tuple(jnp.pad(a, [(0, -n % size), *[(0, 0)] * (a.ndim - 1)]) for a in given)
+    given = tuple(
+        jnp.pad(a, [(0, -n % size), *[(0, 0)] * (a.ndim - 1)], constant_values=-1 if a is labels else 0)
+        for a in (hidden, labels, weights)
+    )
     given = tuple(a.reshape(-1, size, *a.shape[1:]) for a in given)
     precise = {"preferred_element_type": jnp.float32}
 
@@ -101,7 +103,7 @@ def _reference(hidden, table, bias, labels, weights, *, slopes: bool):
         total = jnp.sum(exponentials, axis=-1, keepdims=True)
         place = jnp.where(label < 0, 0, label)[:, None]
         own = jnp.take_along_axis(logits, place, axis=-1, mode="fill", fill_value=jnp.nan)[:, 0]
-        losses = jnp.where(weight == 0, 0.0, jnp.log(total[:, 0]) + greatest[:, 0] - own)
+        losses = jnp.where(label < 0, 0.0, jnp.log(total[:, 0]) + greatest[:, 0] - own)
         if not slopes:
             return carried + jnp.sum(weight * losses), None
         value, of_table, of_bias = carried
@@ -116,7 +118,8 @@ def _reference(hidden, table, bias, labels, weights, *, slopes: bool):
     if not slopes:
         return (lax.scan(part, zero, given)[0],)
     start = zero, jnp.full((n_items, width), zero), jnp.full(n_items, zero)
-    (value, of_table, of_bias), (of_hidden, losses) = lax.scan(part, start, given)
+    scanned: Any = lax.scan(part, start, given)
+    (value, of_table, of_bias), (of_hidden, losses) = scanned
     of_hidden, losses = of_hidden.reshape(-1, width)[:n], losses.reshape(-1)[:n]
     own = jnp.where(labels < 0, n_items, labels)  # beyond the table, where nothing is added
     of_hidden -= weights[:, None] * table.at[own].get(mode="fill", fill_value=0).astype(jnp.float32)

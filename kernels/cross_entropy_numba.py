@@ -61,7 +61,7 @@ def _value(number, hidden, table, bias, labels, weights, found, panels):
     size = min(ROWS, len(hidden) - first)
     _logits(hidden, first, size, panels, starts, logits, many)
     for i in range(size):
-        found[first + i], _ = _row(logits, i, many, labels[first + i], len(table), weights[first + i])
+        found[first + i], _ = _row(logits, i, many, labels[first + i], len(table))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -84,11 +84,11 @@ def _logits(hidden, first, size, panels, starts, logits, many):
 
 
 @numba.njit(cache=True, nogil=True)
-def _row(logits, i, many, label, n_items, weight):
+def _row(logits, i, many, label, n_items):
     """The loss of a row, and the sum of the exponentials that its logits become."""
-    if weight == 0:
+    if label < 0:
         return np.float32(0), np.float32(0)
-    own = logits[i * many + label] if 0 <= label < n_items else np.float32(np.nan)
+    own = logits[i * many + label] if label < n_items else np.float32(np.nan)
     most = simd.greatest(logits, i * many, many)
     total = simd.exponentials(logits, i * many, most, many)
     return np.float32(math.log(total)) + most - own, total
@@ -138,15 +138,15 @@ def _group(
         count = min(ROWS, n - first)
         block = _logits(hidden, first, count, panels, starts, chances, many)
         for i in range(ROWS):
-            weight = weights[first + i] if i < count else np.float32(0)
+            label = labels[first + i] if i < count else -1
             own = chances[i * many : (i + 1) * many]
-            if weight == 0:
+            if label < 0:
                 own[:] = 0
                 if i < count:
                     found[first + i] = 0
                 continue
-            label = labels[first + i]
-            found[first + i], total = _row(chances, i, many, label, n_items, weight)
+            found[first + i], total = _row(chances, i, many, label, n_items)
+            weight = weights[first + i]
             own *= weight / total
             if label < n_items:
                 own[label] -= weight

@@ -167,6 +167,7 @@ def catalogue(case, seed=0):
     hidden = rng.normal(size=(case.rows, case.width)).astype(np.float32)
     table = rng.normal(size=(case.items, case.width)).astype(np.float32)
     bias, weights = rng.normal(size=case.items).astype(np.float32), rng.random(case.rows).astype(np.float32)
+    weights[: case.rows // 3] = 0  # which a loss may be differentiated in as well
     return hidden, table, bias, rng.integers(-1, case.items, case.rows).astype(np.int32), weights
 
 

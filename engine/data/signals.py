@@ -133,8 +133,8 @@ def log_mel_frames(
 
 def _triangles(frame: int, rate: float, bands: int, low: float, high: float) -> np.ndarray:
     """How much each frequency of a frame counts for each band."""
-    ends = 2595 * np.log10(1 + np.array([low, high]) / 700)
-    corners = 700 * (10 ** (np.linspace(*ends, bands + 2) / 2595) - 1)
+    begin, end = 2595 * np.log10(1 + np.array([low, high]) / 700)
+    corners = 700 * (10 ** (np.linspace(begin, end, bands + 2) / 2595) - 1)
     frequencies = np.arange(frame // 2 + 1) * rate / frame
     rise = (frequencies[:, None] - corners[:-2]) / np.diff(corners)[:-1]
     fall = (corners[2:] - frequencies[:, None]) / np.diff(corners)[1:]
