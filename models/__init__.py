@@ -6,6 +6,7 @@ from .dlrm import DLRM
 from .factorization_machine import DeepFM, FactorizationMachine
 from .fusion import FusionTransformer
 from .hstu import HSTU
+from .maps import attention_maps, attention_rollout
 from .mlp import MLP, NeuMF
 from .recommenders import pair_ranker, tower_retriever
 from .sequence_training import sequence_retriever
@@ -30,6 +31,8 @@ __all__ = [
     "SequenceNetwork",
     "TowerNetwork",
     "TwoTower",
+    "attention_maps",
+    "attention_rollout",
     "pair_ranker",
     "partition_specs",
     "sequence_retriever",

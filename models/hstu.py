@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from ..kernels.attention import attention
 from ..kernels.op import Implementation
 from .layers import FieldEmbedding, Linear, dropped
 from .sequential import places
-from .transformer import layer_norm
+from .transformer import layer_norm, one_hot_values
 
 _BUCKETS = 128  # of times between two events
 
@@ -46,20 +47,27 @@ class HSTULayer(nnx.Module):
         self.heads, self.dropout = heads, dropout
         self.implementation: Implementation = implementation
 
-    def __call__(self, x: Array, segments: Array, times: Array | None, key: PRNGKeyArray | None) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        segments: Array,
+        times: Array | None,
+        key: PRNGKeyArray | None,
+        maps: list[Array] | None = None,
+    ) -> Array:
         parts = jax.nn.silu(self.inputs(self.before(x))).reshape(*x.shape[:-1], 4, self.heads, -1)
         gates, values, queries, keys = (parts[..., part, :, :] for part in range(4))
-        found = attention(
-            queries,
-            keys,
-            values,
-            segments,
+        attend = functools.partial(
+            attention,
             activation="silu",
             position_bias=self.position_bias[...],
             time_bias=None if self.time_bias is None else self.time_bias[...],
-            times=times,
+            times=None if times is None else jnp.asarray(times, jnp.int32),
             implementation=self.implementation,
         )
+        if maps is not None:
+            maps.append(attend(queries, keys, one_hot_values(keys), segments))
+        found = attend(queries, keys, values, segments)
         flat = self.after(found.reshape(*x.shape[:-1], -1)) * gates.reshape(*x.shape[:-1], -1)
         return x + self.output(dropped(flat, self.dropout, key))
 
@@ -132,11 +140,13 @@ class HSTU(nnx.Module):
         positions: Int32[Array, "*batch length"] | None = None,
         times: Int32[Array, "*batch length"] | None = None,
         key: PRNGKeyArray | None = None,
+        maps: list[Array] | None = None,
     ) -> Float[Array, "*batch length width"]:
         """A vector for each place; see `SASRec`.
 
         Args:
             times: Of the events, from wherever they count, if the model reads them.
+            maps: A list that weights of attention are appended to; see `attention_maps`.
 
         Raises:
             ValueError: Times missing, or where none are read; see also `SASRec`.
@@ -148,7 +158,7 @@ class HSTU(nnx.Module):
         x = self.items.of_field(0, items) * self.items.table.shape[1] ** 0.5
         x = dropped(x + self.positions[...].astype(x.dtype)[jnp.maximum(positions, 0)], self.dropout, keys[0])
         for layer, own in zip(self.layers, keys[1:], strict=True):
-            x = layer(x, segments, times, own)
+            x = layer(x, segments, times, own, maps)
         return _unit(x) if self.normalize else x
 
     def item_table(self) -> Float[Array, "n_items width"]:

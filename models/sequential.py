@@ -82,6 +82,7 @@ class SASRec(nnx.Module):
         segments: Int32[Array, "*batch length"] | None = None,
         positions: Int32[Array, "*batch length"] | None = None,
         key: PRNGKeyArray | None = None,
+        maps: list[Array] | None = None,
     ) -> Float[Array, "*batch length width"]:
         """A vector for each place; with a key there is dropout.
 
@@ -90,12 +91,13 @@ class SASRec(nnx.Module):
             segments: Which sequence a place belongs to where a row has several; -1 for none.
             positions: Of the places; if None the last of a row is `length - 1`.
             key: See above.
+            maps: A list that weights of attention are appended to; see `attention_maps`.
 
         Raises:
             ValueError: More places than the model has positions.
         """
         segments, positions = places(items, segments, positions, self.length)
-        return self.encoder(self.items.of_field(0, items), segments, positions, key=key)
+        return self.encoder(self.items.of_field(0, items), segments, positions, key=key, maps=maps)
 
     def item_table(self) -> Float[Array, "n_items width"]:
         """Vectors of the items, that places are multiplied with."""
@@ -174,10 +176,11 @@ class BERT4Rec(nnx.Module):
         segments: Int32[Array, "*batch length"] | None = None,
         positions: Int32[Array, "*batch length"] | None = None,
         key: PRNGKeyArray | None = None,
+        maps: list[Array] | None = None,
     ) -> Float[Array, "*batch length width"]:
         """A vector for each place; see `SASRec`."""
         segments, positions = places(items, segments, positions, self.length)
-        x = self.encoder(self.begin(self.items.of_field(0, items)), segments, positions, key=key)
+        x = self.encoder(self.begin(self.items.of_field(0, items)), segments, positions, key=key, maps=maps)
         return self.end(jax.nn.gelu(self.projection(x)))
 
     def item_table(self) -> Float[Array, "n_items width"]:
@@ -200,4 +203,4 @@ def places(items: Array, segments: Array | None, positions: Array | None, length
         positions = jnp.broadcast_to(jnp.arange(length - n, length, dtype=jnp.int32), items.shape)
     if segments is None:
         segments = jnp.where(items >= 0, 0, -1).astype(jnp.int32)
-    return segments, positions
+    return jnp.asarray(segments, jnp.int32), jnp.asarray(positions, jnp.int32)

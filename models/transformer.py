@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -44,13 +45,20 @@ class SelfAttention(nnx.Module):
         self.implementation: Implementation = implementation
 
     def __call__(
-        self, x: Float[Array, "*batch length width"], segments: Int32[Array, "*batch length"], positions: Array
+        self,
+        x: Float[Array, "*batch length width"],
+        segments: Int32[Array, "*batch length"],
+        positions: Array,
+        maps: list[Array] | None = None,
     ) -> Float[Array, "*batch length width"]:
         heads = self.inputs(x).reshape(*x.shape[:-1], 3, self.heads, -1)
         queries, keys, values = (heads[..., part, :, :] for part in range(3))
         if self.rotary:
             queries, keys = rotated(queries, positions), rotated(keys, positions)
-        found = attention(queries, keys, values, segments, causal=self.causal, implementation=self.implementation)
+        attend = functools.partial(attention, causal=self.causal, implementation=self.implementation)
+        if maps is not None:
+            maps.append(attend(queries, keys, one_hot_values(keys), segments))
+        found = attend(queries, keys, values, segments)
         return self.output(found.reshape(x.shape))
 
 
@@ -80,10 +88,17 @@ class Block(nnx.Module):
         self.norm: Norm = norm
         self.dropout = dropout
 
-    def __call__(self, x: Array, segments: Array, positions: Array, key: PRNGKeyArray | None) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        segments: Array,
+        positions: Array,
+        key: PRNGKeyArray | None,
+        maps: list[Array] | None = None,
+    ) -> Array:
         keys = (None, None) if key is None else jax.random.split(key)
         for part, norm, own in zip(
-            (lambda y: self.attention(y, segments, positions), self.dense), self.norms, keys, strict=True
+            (lambda y: self.attention(y, segments, positions, maps), self.dense), self.norms, keys, strict=True
         ):
             if self.norm == "pre":
                 x = x + dropped(part(norm(x)), self.dropout, own)
@@ -166,8 +181,9 @@ class Encoder(nnx.Module):
         positions: Int32[Array, "*batch length"],
         *,
         key: PRNGKeyArray | None = None,
+        maps: list[Array] | None = None,
     ) -> Float[Array, "*batch length width"]:
-        """Vectors of the places; with a key there is dropout."""
+        """Vectors of the places; with a key there is dropout. Weights of attention are appended to `maps`, if given."""
         if self.positions is not None:
             x = x + self.positions[...].astype(x.dtype)[jnp.maximum(positions, 0)]
         n = 1 + self.rounds * len(self.blocks)
@@ -175,8 +191,15 @@ class Encoder(nnx.Module):
         x = dropped(x, self.dropout, next(keys))
         for _ in range(self.rounds):
             for block in self.blocks:
-                x = block(x, segments, positions, next(keys))
+                x = block(x, segments, positions, next(keys), maps)
         return x if self.end is None else self.end(x)
+
+
+def one_hot_values(keys: Float[Array, "*batch length heads width"]) -> Float[Array, "*batch length heads length"]:
+    """Values of which attention makes its own weights: each place has a 1 in its own column."""
+    length, heads = keys.shape[-3:-1]
+    own = jnp.eye(length, dtype=keys.dtype)[:, None, :]
+    return jnp.broadcast_to(own, (*keys.shape[:-3], length, heads, length))
 
 
 def layer_norm(width: int, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -188,7 +211,7 @@ def rotated(x: Float[Array, "*batch length heads width"], positions: Int32[Array
     """Pairs of numbers turned by angles that are multiples of the position, one factor for each pair.
 
     >>> turned = rotated(jnp.ones((3, 1, 4)), jnp.arange(3, dtype=jnp.int32))
-    >>> turned[0].tolist(), round(float(turned[1] @ turned[2].T), 4) == round(float(turned[0] @ turned[1].T), 4)
+    >>> turned[0].tolist(), bool(jnp.allclose(turned[1] @ turned[2].T, turned[0] @ turned[1].T))
     ([[1.0, 1.0, 1.0, 1.0]], True)
     """
     half = x.shape[-1] // 2

@@ -211,6 +211,25 @@ def test_low_precision(name):
     assert np.abs(found - expected)[ITEMS >= 0].max() < 0.1 * (1 + np.abs(expected).max())
 
 
+@each_model
+def test_maps_are_what_places_attend_to(name):
+    model, more = made(name)
+    maps = models.attention_maps(model, ITEMS, **more)
+    heads = 2 if name in ("SASRec", "SASRec, rotary", "BERT4Rec", "HSTU") else 1
+    assert maps.shape == (3 if "shared" in name else 2, 4, heads, LENGTH, LENGTH)
+    real = ITEMS >= 0
+    assert (np.asarray(maps)[..., ~real[0], :][:, 0] == 0).all()
+    if name.startswith("HSTU"):
+        return
+    rows = np.asarray(maps).sum(axis=-1)
+    np.testing.assert_allclose(rows[:, 1], 1, rtol=1e-5)
+    flow = models.attention_rollout(maps)
+    assert flow.shape == (4, LENGTH, LENGTH)
+    np.testing.assert_allclose(flow[1].sum(axis=-1), 1, rtol=1e-5)
+    if name != "BERT4Rec":
+        assert (np.triu(np.asarray(flow[1]), 1) == 0).all()
+
+
 def test_dropout_is_by_key_alone():
     model = models.SASRec(N_ITEMS, width=8, length=LENGTH, dropout=0.5, rngs=nnx.Rngs(0))
     np.testing.assert_array_equal(model(ITEMS), model(ITEMS))
