@@ -97,7 +97,8 @@ class SASRec(nnx.Module):
             ValueError: More places than the model has positions.
         """
         segments, positions = places(items, segments, positions, self.length)
-        return self.encoder(self.items.of_field(0, items), segments, positions, key=key, maps=maps)
+        vectors = self.items.of_field(0, items) * self.items.table.shape[1] ** 0.5
+        return self.encoder(vectors, segments, positions, key=key, maps=maps)
 
     def item_table(self) -> Float[Array, "n_items width"]:
         """Vectors of the items, that places are multiplied with."""

@@ -113,7 +113,8 @@ def vectors(model, items):
 
 def sasrec(model, items):
     segments = np.where(items >= 0, 0, -1)
-    return encoded(model.encoder, vectors(model, items), segments, lambda x: np.maximum(x, 0), True)
+    x = vectors(model, items) * np.sqrt(model.items.table.shape[1])
+    return encoded(model.encoder, x, segments, lambda x: np.maximum(x, 0), True)
 
 
 def bert4rec(model, items):
