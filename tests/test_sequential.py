@@ -319,7 +319,7 @@ def test_what_comes_next_is_learned(name):
     train, test = cycles().leave_last()
     model, history = fit(ALGORITHMS[name](), train, key=jax.random.key(0), epochs=300)
     assert history.loss[-1] < history.loss[0]
-    found = evaluate(model, test, k=2)
+    found = evaluate(model, test, train=train.interactions(), k=2)
     assert found.means["hit_rate_at_2"] > 0.8
     # Its own histories, given as those of newcomers.
     ids, scores = recommend(model, [0, 1, 2], k=3)
