@@ -132,9 +132,6 @@ def sequence_retriever(
             positive, negative, positive_log_q=own_q, negative_log_q=drawn_q, negatives_where=others, where=where
         )
 
-    def inputs(model: SequenceNetwork, batch: Any) -> Any:
-        return batch
-
     def batches(data: Any, seed: np.ndarray) -> Batches:
         x = _sequences(data)
         made = cut(x, seed)
@@ -146,9 +143,8 @@ def sequence_retriever(
             log_q = np.log(shares / shares.sum()).astype(np.float32)
         return made._replace(make=lambda step: made.make(step) | {"log_q": log_q})
 
-    return network_algorithm(
-        network.__name__, start, inputs, cost, optax.adamw(learning_rate, weight_decay=l2), batches
-    )
+    optimizer = optax.adamw(learning_rate, weight_decay=l2)
+    return network_algorithm(network.__name__, start, lambda model, batch: batch, cost, optimizer, batches)
 
 
 def _sequences(data: Any) -> Sequences:

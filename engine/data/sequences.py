@@ -114,8 +114,8 @@ class Sequences:
             raise TypeError(not_interactions("Sequences.from_interactions", x))
         if x.timestamps is None:
             raise InteractionError(
-                "sequences need timestamps, and these interactions have none: read them with a column of times, or give "
-                "Sequences.from_events events in the order of time"
+                "sequences need timestamps, and these interactions have none: read them with a column of times, or "
+                "give Sequences.from_events events in the order of time"
             )
         order = np.lexsort((x.timestamps, x.users))
         return cls(
