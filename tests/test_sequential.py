@@ -317,7 +317,7 @@ def cycles(n_users=60, n_items=23):
 @each_algorithm
 def test_what_comes_next_is_learned(name):
     train, test = cycles().leave_last()
-    model, history = fit(ALGORITHMS[name](), train, key=jax.random.key(0), epochs=300)
+    model, history = fit(ALGORITHMS[name](), train, key=jax.random.key(0), epochs=150)
     assert history.loss[-1] < history.loss[0]
     found = evaluate(model, test, train=train.interactions(), k=2)
     assert found.means["hit_rate_at_2"] > 0.8
@@ -334,7 +334,7 @@ def test_what_comes_next_is_learned(name):
 
 def test_newcomers_are_read_in_order():
     x = cycles()
-    model, _ = fit(ALGORITHMS["SASRec"](), x, key=jax.random.key(0), epochs=200)
+    model, _ = fit(ALGORITHMS["SASRec"](), x, key=jax.random.key(0), epochs=100)
     forth = Interactions.from_coo([0, 0, 0], [3, 4, 5], timestamps=[0, 1, 2], n_items=23)
     back = Interactions.from_coo([0, 0, 0], [3, 4, 5], timestamps=[2, 1, 0], n_items=23)
     assert int(recommend(model, [0], k=1, history=forth)[0][0, 0]) == 6
