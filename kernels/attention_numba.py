@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numba
 import numpy as np
 
-from . import simd, xla_ffi
+from . import xla_ffi
+from .exponentials import exponentials, greatest
 from .outer_products import TILE_COLUMNS, WIDE_COLUMNS
 from .tiles import ANY, add_product, multiply, n_panels, pack, rounded
 
@@ -86,12 +87,12 @@ def _forward(number, queries, keys, values, segments, times, position_bias, time
                 _silu(own, first + i, begin, segments[row], flags[0], scores, i * n, n)
                 continue
             _mask(own, first + i, begin, segments[row], flags[0])
-            most = simd.greatest(scores, i * n, n)
+            most = greatest(scores, i * n, n)
             if most == _NEVER:
                 own[:] = 0
                 logs[row, head, first + i] = 0
                 continue
-            total = simd.exponentials(scores, i * n, most, n)
+            total = exponentials(scores, i * n, most, n)
             logs[row, head, first + i] = most + np.float32(math.log(total))
             own *= np.float32(1) / total
         result[:] = 0
@@ -192,7 +193,7 @@ def _silu(own, i, begin, segments, causal, scores, place, n):
 def _sigmoids(own, scores, place, n):
     for j in range(n):
         own[j] = min(-own[j], np.float32(80))
-    simd.exponentials(scores, place, np.float32(0), n)
+    exponentials(scores, place, np.float32(0), n)
     for j in range(n):
         own[j] = np.float32(1) / (np.float32(1) + own[j])
 
@@ -242,7 +243,7 @@ def _backward(
                 _silu_back(own, back, first + i, begin, segments[row], flags[0], weights, i * n, n)
             else:
                 _mask(own, first + i, begin, segments[row], flags[0])
-                simd.exponentials(weights, i * n, logs[row, head, first + i], n)
+                exponentials(weights, i * n, logs[row, head, first + i], n)
                 common = np.float32(0)
                 for c in range(depth):
                     common += out[row, first + i, head, c] * slope[row, first + i, head, c]

@@ -10,6 +10,7 @@ import numba
 import numpy as np
 
 from . import simd, xla_ffi
+from .exponentials import exponentials, greatest
 from .outer_products import TILE_COLUMNS, WIDE_COLUMNS
 from .tiles import ANY, ROWS, add_product, copy_rows, multiply, n_groups, n_panels, pack, rounded, up
 
@@ -89,8 +90,8 @@ def _row(logits, i, many, label, n_items):
     if label < 0:
         return np.float32(0), np.float32(0)
     own = logits[i * many + label] if label < n_items else np.float32(np.nan)
-    most = simd.greatest(logits, i * many, many)
-    total = simd.exponentials(logits, i * many, most, many)
+    most = greatest(logits, i * many, many)
+    total = exponentials(logits, i * many, most, many)
     return np.float32(math.log(total)) + most - own, total
 
 
