@@ -106,10 +106,9 @@ def test_packing_keeps_windows_apart(lengths, capacity):
         assert start + length <= capacity
         used[row, start : start + length] += 1
     assert used.max() == 1
-    assert used.any(axis=1).all()
-    assert used.sum(axis=1)[:-1].min(initial=capacity) > 0
-    # First fit decreasing takes at most 11/9 of the least rows there can be, and a part of one.
-    assert len(used) <= 11 / 9 * -(-sum(lengths) // capacity) * 2 + 1
+    # What begins a row had no room in those before, which only became fuller: no two rows fit into one.
+    sums = np.sort(used.sum(axis=1))
+    assert len(sums) == 1 or sums[0] + sums[1] > capacity
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
