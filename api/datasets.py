@@ -90,14 +90,15 @@ def movielens_sequences(name: str = "100k") -> Sequences:
     Args and raises: As `movielens`.
 
     Returns:
-        Sequences with `timestamps`, `user_ids` and `item_ids`, whose indices are those of `movielens`.
+        Sequences with `timestamps`, `user_ids`, `item_ids` and `item_features`, whose indices are those of `movielens`.
     """
     files, source = _files_of(name)
     x, rows = _interactions(files, source), _ratings(files, source)
     assert x.user_ids is not None
     assert x.item_ids is not None
     users, items = x.user_ids.indices(rows[:, 0]), x.item_ids.indices(rows[:, 1])
-    return Sequences.from_events(users, items, rows[:, 3], user_ids=x.user_ids, item_ids=x.item_ids)
+    events = Sequences.from_events(users, items, rows[:, 3], user_ids=x.user_ids, item_ids=x.item_ids)
+    return replace(events, item_features=x.item_features)
 
 
 def _files_of(name: str) -> tuple[Files, _Source]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .engine.data import Modalities
 from .engine.factorization import (
     Baseline,
     BayesianFactors,
@@ -55,6 +56,7 @@ _KINDS = {
         ItemRatings,
         ItemWeights,
         LogisticSgd,
+        Modalities,
         PairRegression,
         Popularity,
         Random,
@@ -64,13 +66,14 @@ _KINDS = {
         SparseMatrix,
         UserNeighbors,
         UserRatings,
+        dict,
         tuple,
     )
 }
 
 
 def flatten(model: Any, name: str = "model") -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays of a model, a tuple that may nest, with named fields or without, and what `restore` needs besides.
+    """Arrays of a model, a tuple or dict that may nest, its fields named or not, and what `restore` needs besides.
 
     >>> arrays, described = flatten(Popularity(jnp.ones(3)))
     >>> list(arrays), described
@@ -78,11 +81,12 @@ def flatten(model: Any, name: str = "model") -> tuple[dict[str, np.ndarray], dic
     """
     arrays: dict[str, np.ndarray] = {}
     fields: dict[str, Any] = {}
-    parts = model._asdict() if hasattr(model, "_asdict") else {str(k): part for k, part in enumerate(model)}
+    parts = model._asdict() if hasattr(model, "_asdict") else model
+    parts = parts if isinstance(parts, dict) else {str(k): part for k, part in enumerate(parts)}
     for field, value in parts.items():
         if value is None:
             fields[field] = None
-        elif isinstance(value, tuple):
+        elif isinstance(value, tuple | dict):
             inner, fields[field] = flatten(value, f"{name}.{field}")
             arrays |= inner
         elif is_dataclass(value) and not isinstance(value, type):
@@ -117,7 +121,7 @@ def restore(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
     fields = {name: value(field) for name, field in parts.items()}
     if places is not None:
         fields["network"] = _filled(fields["blueprint"], {path: arrays[name] for path, name in places.items()})
-    return tuple(fields.values()) if kind is tuple else kind(**fields)
+    return kind(fields.values()) if kind is tuple else kind(**fields)
 
 
 def _network_kind(name: str) -> Any:

@@ -20,6 +20,7 @@ from .transformer import Block, layer_norm
 Fusion = Literal["attention", "gated", "late"]
 Widths = Mapping[str, int] | Sequence[tuple[str, int]]
 Sizes = Mapping[str, Sequence[int]] | Sequence[tuple[str, Sequence[int]]]
+FusionSettings = Mapping[str, Any] | Sequence[tuple[str, Any]]  # of a model that has one as a part
 
 
 class FusionTransformer(nnx.Module):
@@ -31,7 +32,8 @@ class FusionTransformer(nnx.Module):
         vectors: By name how wide a modality is that has one embedding for each example, such as that of a text.
         tokens: The same of those that have several, such as patches of an image, or frames of a sound; see
             `engine.data.signals`.
-        ids: How many ids each field of a modality has, such as the item itself, or its categories.
+        ids: How many ids each field of a modality has, such as the item itself, or its categories. One number is for
+            any number of ids, the mean of whose vectors is one token.
         width: Of the vector.
         blocks, heads: See `transformer.Encoder`.
         hidden: Width between the dense layers of a block; twice `width` if None.
@@ -148,7 +150,12 @@ class FusionTransformer(nnx.Module):
     def _encoded(self, name: str, given: Array) -> tuple[Array, Array]:
         """Tokens of one modality, `[*batch, tokens, width]`, and which of them are there."""
         if name in self.tables:
-            return self.tables[name](given), jnp.asarray(given) >= 0
+            table, there = self.tables[name], jnp.asarray(given) >= 0
+            if len(table.sizes) > 1:
+                return table(given), there
+            counts = jnp.maximum(jnp.sum(there, axis=-1, keepdims=True), 1)
+            total = jnp.sum(table.of_field(0, given), axis=-2, keepdims=True)
+            return total / counts[..., None].astype(total.dtype), jnp.any(there, axis=-1, keepdims=True)
         if not isinstance(given, Tracer) and not np.isfinite(np.asarray(given)).all():
             place = np.argwhere(~np.isfinite(np.asarray(given)))[0].tolist()
             raise InteractionError(

@@ -12,7 +12,9 @@ from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
 from ..kernels.attention import attention
 from ..kernels.op import Implementation
-from .layers import FieldEmbedding, Linear, dropped
+from .fusion import FusionSettings
+from .item_vectors import ItemVectors
+from .layers import Linear, dropped
 from .sequential import places
 from .transformer import layer_norm, one_hot_values
 
@@ -77,7 +79,7 @@ class HSTU(nnx.Module):
 
     Args:
         n_items: Items there are.
-        width, length, blocks, heads, dropout, init_std: See `SASRec`.
+        width, length, blocks, heads, dropout, init_std, fusion: See `SASRec`.
         inner: Width of queries, keys and values of a head; `width / heads` if None.
         times: Whether the time between two events counts; sequences have timestamps then.
         normalize: Whether vectors of places and items have length 1: the product is a cosine then, and the loss wants a
@@ -111,6 +113,7 @@ class HSTU(nnx.Module):
         normalize: bool = True,
         dropout: float = 0.2,
         init_std: float = 0.02,
+        fusion: FusionSettings | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         implementation: Implementation = "auto",
@@ -125,7 +128,7 @@ class HSTU(nnx.Module):
             raise ValueError(f"{dropout=} must be in [0, 1)")
         inner = width // heads if inner is None else inner
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
-        self.items = FieldEmbedding([n_items], width, init_std=init_std, **shared)
+        self.items = ItemVectors(n_items, width, init_std=init_std, fusion=fusion, **shared)
         self.positions = nnx.Param(init_std * jax.random.normal(rngs.params(), (length, width), param_dtype))
         layer = {"times": times, "dropout": dropout, **shared}
         self.layers = nnx.List(HSTULayer(width, length, heads, inner, **layer) for _ in range(blocks))
@@ -139,6 +142,7 @@ class HSTU(nnx.Module):
         segments: Int32[Array, "*batch length"] | None = None,
         positions: Int32[Array, "*batch length"] | None = None,
         times: Int32[Array, "*batch length"] | None = None,
+        table: Float[Array, "n_items width"] | None = None,
         key: PRNGKeyArray | None = None,
         maps: list[Array] | None = None,
     ) -> Float[Array, "*batch length width"]:
@@ -155,15 +159,15 @@ class HSTU(nnx.Module):
             raise ValueError(f"the model was made to read {'' if self.times else 'no '}times")
         segments, positions = places(items, segments, positions, self.length)
         keys = [None] * (1 + len(self.layers)) if key is None else jax.random.split(key, 1 + len(self.layers))
-        x = self.items.of_field(0, items) * self.items.table.shape[1] ** 0.5
+        x = self.items(items, table) * self.items.width**0.5
         x = dropped(x + self.positions[...].astype(x.dtype)[jnp.maximum(positions, 0)], self.dropout, keys[0])
         for layer, own in zip(self.layers, keys[1:], strict=True):
             x = layer(x, segments, times, own, maps)
         return _unit(x) if self.normalize else x
 
-    def item_table(self) -> Float[Array, "n_items width"]:
-        """Vectors of the items, that places are multiplied with."""
-        table = self.items.table[...][: self.n_items]
+    def item_table(self, table: Float[Array, "n_items width"] | None = None) -> Float[Array, "n_items width"]:
+        """Vectors of the items, that places are multiplied with; see `SASRec`."""
+        table = self.items.table() if table is None else table
         return _unit(table) if self.normalize else table
 
     def item_bias(self) -> Float[Array, " n_items"] | None:

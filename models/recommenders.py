@@ -22,6 +22,8 @@ from ..engine.training.histories import last_items
 from ..kernels.csr import CSR
 from .descent import network_algorithm, require_positive
 from .din import DIN
+from .fusion import Fusion
+from .item_content import content_of_items, met_items
 from .trained import Blueprint, PairNetwork, TowerNetwork
 from .two_tower import TwoTower
 
@@ -130,6 +132,9 @@ def tower_retriever(
     dropout: float = 0.0,
     init_std: float = 0.1,
     item_bias: bool = True,
+    content: Sequence[str] | str = (),
+    fusion: Fusion = "attention",
+    modality_dropout: float = 0.3,
     factors: Factors | None = None,
 ) -> Algorithm:
     """Two towers, trained by Adam on the softmax over the items of a batch, corrected for how often each is there.
@@ -148,6 +153,10 @@ def tower_retriever(
             normalized, besides.
         item_bias: Whether items have a bias, which begins as the logarithm of their share of the interactions: how
             popular an item is need not be learned by vectors then.
+        content: Columns of the items' side table that are fused to one more vector of an item; see `item_modalities`.
+            An item that training has no event of is known by these alone.
+        fusion: How, by a `FusionTransformer`.
+        modality_dropout: How likely one of these, or the id, is left out in a step of training.
         factors: Vectors of users and items to begin with, such as those of ALS, of the same `width`.
 
     Returns:
@@ -163,6 +172,7 @@ def tower_retriever(
 
     def start(key: PRNGKeyArray, x: Interactions) -> TowerNetwork:
         of_users, of_items = user_and_item_fields(_checked(x), columns)
+        modalities, fused = content_of_items(x, content, fusion, modality_dropout)
         first = 0 if users else 1
         plan = Blueprint.of(
             TwoTower,
@@ -176,21 +186,28 @@ def tower_retriever(
             dropout=dropout,
             init_std=init_std,
             item_bias=item_bias,
+            **fused,
         )
         met = _histories(x, length) if history else None
         tables = {}
         if factors is not None:
             tables = {"item_table": factors.items} | ({"user_table": factors.users} if users else {})
         if item_bias:
-            tables["item_bias"] = jnp.asarray(_log_shares(x))
-        return TowerNetwork(
-            plan.build(key, **tables), plan, jnp.asarray(of_users.ids[:, first:]), jnp.asarray(of_items.ids), met
-        )
+            # Less their mean, so that an item without an id, whose bias is 0, counts as one in the middle.
+            tables["item_bias"] = jnp.asarray(_log_shares(x) - _log_shares(x).mean())
+        item_ids = of_items.ids.copy()
+        if modalities is not None:
+            item_ids[~met_items(x), 0] = -1
+        fields = jnp.asarray(of_users.ids[:, first:]), jnp.asarray(item_ids)
+        return TowerNetwork(plan.build(key, **tables), plan, *fields, met, modalities)
 
     def loss(network: TwoTower, batch: Any, key: PRNGKeyArray) -> Array:
-        keys = jax.random.split(key)
+        keys, fields = jax.random.split(key, 3), batch["item_fields"]
         queries = network.user(batch["user_fields"], batch.get("history"), key=keys[0])
-        items = network.item(batch["item_fields"], key=keys[1])
+        if "modalities" in batch:
+            gone = jax.random.bernoulli(keys[2], modality_dropout, fields.shape[:1])
+            fields = fields.at[:, 0].set(jnp.where(gone, -1, fields[:, 0]))
+        items = network.item(fields, batch.get("modalities"), key=keys[1])
         cost = losses.in_batch_softmax(queries, items, item_ids=batch["items"], log_q=batch["log_q"])
         if not l2:
             return cost
@@ -203,6 +220,8 @@ def tower_retriever(
         fields = model.user_fields[batch["users"]] if model.network.users is not None else None
         found = {"items": batch["items"], "log_q": batch["log_q"], "user_fields": fields}
         found["item_fields"] = model.item_fields[batch["items"]]
+        if model.modalities is not None:
+            found["modalities"] = jax.tree.map(lambda rows: rows[batch["items"]], model.modalities)
         return found | ({"history": batch["history"]} if history else {})
 
     def batches(x: Interactions, seed: np.ndarray) -> Any:
@@ -233,6 +252,7 @@ def settings_of(network: type[nnx.Module]) -> dict[str, inspect.Parameter]:
         "dtype",
         "param_dtype",
         "implementation",
+        "fusion",  # which trainers make of their own settings
     )
     parameters = inspect.signature(network.__init__).parameters
     return {name: parameter for name, parameter in parameters.items() if name not in held_back}

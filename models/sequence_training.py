@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -17,7 +18,12 @@ from ..engine.training.batches import Batches
 from ..engine.training.sequence_windows import Layout, Windows, sequence_batches
 from ..kernels.cross_entropy import cross_entropy
 from .descent import network_algorithm, require_positive
+from .fusion import Fusion
+from .item_content import content_of_items, with_item_ids
+from .item_vectors import ITEM
 from .trained import Blueprint, SequenceNetwork, rows_of
+
+_NEVER = -1e9  # the logit of what is no answer
 
 SequenceLoss = Literal["softmax", "sampled_softmax", "bce", "gbce"]
 
@@ -35,6 +41,9 @@ def sequence_retriever(
     batch_size: int | None = None,
     windows: Windows = "last",
     layout: Layout = "packed",
+    content: Sequence[str] | str = (),
+    fusion: Fusion = "attention",
+    modality_dropout: float = 0.3,
     learning_rate: float = 1e-3,
     l2: float = 0.0,
     **settings: Any,
@@ -54,6 +63,11 @@ def sequence_retriever(
         batch_size: Rows in a batch; if None 1 to 64, by how many there are.
         windows: "last" trains on the last events of each user, "all" on all of them.
         layout: "packed" has several users in a row, "padded" one: which shows a network the same.
+        content: Columns of the items' side table, which items are known by besides their ids; see `item_modalities`. An
+            item that training has no event of is known by these alone, and is no negative either.
+        fusion: How items become one vector of these, by a `FusionTransformer`.
+        modality_dropout: How likely one of these is left out, the id among them, in a step of training: so that each
+            serves without the others.
         learning_rate: Of Adam.
         l2: Decoupled weight decay, as of AdamW.
         **settings: Of the network.
@@ -62,6 +76,8 @@ def sequence_retriever(
         An `Algorithm` on `Sequences`, or `Interactions` with timestamps, whose state is a `SequenceNetwork`.
 
     Raises:
+        InteractionError, FeatureError: In `fit`, content without a side table, or a column that is not there or holds
+            something else.
         ValueError: A number out of range, or an unknown choice.
 
     Source: Klenitskiy, Vasilev 2023, "Turning Dross Into Gold Loss: Is BERT4Rec Really Better than SASRec?"; "gbce":
@@ -92,20 +108,37 @@ def sequence_retriever(
 
     def start(key: PRNGKeyArray, data: Any) -> SequenceNetwork:
         x = _sequences(data)
-        plan = Blueprint.of(network, n_items=x.n_items, **settings)
-        return SequenceNetwork(plan.build(key), plan, *rows_of(x, probe.times))
+        modalities, fused = content_of_items(x, content, fusion, modality_dropout)
+        plan = Blueprint.of(network, n_items=x.n_items, **settings, **fused)
+        modalities = with_item_ids(modalities, x)
+        return SequenceNetwork(plan.build(key), plan, *rows_of(x, probe.times), modalities=modalities)
+
+    def inputs(model: SequenceNetwork, batch: Any) -> Any:
+        return batch if model.modalities is None else batch | {"modalities": model.modalities}
 
     def cost(network: Any, batch: Any, key: PRNGKeyArray) -> Array:
         more = {"times": batch["times"]} if network.times else {}
-        hidden = network(batch["items"], segments=batch["segments"], positions=batch["positions"], key=key, **more)
+        vectors = met = None
+        if "modalities" in batch:
+            key, own = jax.random.split(key)
+            vectors, met = (
+                network.items.table(batch["modalities"], key=own),
+                batch["modalities"].inputs[ITEM][:, 0] >= 0,
+            )
+        rows = {name: batch[name] for name in ("segments", "positions")}
+        hidden = network(batch["items"], **rows, table=vectors, key=key, **more)
         hidden, labels = hidden.reshape(-1, hidden.shape[-1]) / temperature, batch["targets"].reshape(-1)
-        where, table, bias = labels >= 0, network.item_table(), network.item_bias()
+        where, table, bias = labels >= 0, network.item_table(vectors), network.item_bias()
         bias = None if bias is None else bias / temperature  # as the products, whose order answers then have, too
         if loss == "softmax":
+            if met is not None:
+                bias = jnp.where(met, 0.0 if bias is None else bias, _NEVER)
             return cross_entropy(hidden, table, labels, where / jnp.sum(where), bias=bias)
-        return _sampled(hidden, table, bias, labels, batch, where)
+        return _sampled(hidden, table, bias, labels, batch, where, met)
 
-    def _sampled(hidden: Array, table: Array, bias: Array | None, labels: Array, batch: Any, where: Array) -> Array:
+    def _sampled(
+        hidden: Array, table: Array, bias: Array | None, labels: Array, batch: Any, where: Array, met: Array | None
+    ) -> Array:
         drawn = batch["negatives"]
         precise = {"preferred_element_type": jnp.float32}
         own = jnp.maximum(labels, 0)
@@ -119,6 +152,8 @@ def sequence_retriever(
         if bias is not None:
             positive, negative = positive + bias[own], negative + bias[jnp.maximum(drawn, 0)]
         others = (drawn >= 0) & (drawn != labels[:, None])
+        if met is not None:
+            others &= met[jnp.maximum(drawn, 0)]
         if loss == "gbce":
             options = {"n_items": table.shape[0], "calibration": calibration}
             return losses.generalized_bce(positive, negative, negatives_where=others, where=where, **options)
@@ -144,7 +179,7 @@ def sequence_retriever(
         return made._replace(make=lambda step: made.make(step) | {"log_q": log_q})
 
     optimizer = optax.adamw(learning_rate, weight_decay=l2)
-    return network_algorithm(network.__name__, start, lambda model, batch: batch, cost, optimizer, batches)
+    return network_algorithm(network.__name__, start, inputs, cost, optimizer, batches)
 
 
 def _sequences(data: Any) -> Sequences:

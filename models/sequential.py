@@ -10,7 +10,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
 from ..kernels.op import Implementation
-from .layers import FieldEmbedding, Linear
+from .fusion import FusionSettings
+from .item_vectors import ItemVectors
+from .layers import Linear
 from .transformer import Encoder, Norm, Positions, layer_norm
 
 
@@ -26,6 +28,7 @@ class SASRec(nnx.Module):
         hidden: Width between the dense layers of a block; `width` if None.
         share: Whether all blocks have the same parameters.
         init_std: Standard deviation of the first vectors of items.
+        fusion: Settings of a `FusionTransformer` that makes the vectors of the items; see `ItemVectors`.
         dtype, param_dtype, implementation: See `layers.Linear`.
         rngs: Random numbers.
 
@@ -52,13 +55,14 @@ class SASRec(nnx.Module):
         share: bool = False,
         dropout: float = 0.1,
         init_std: float = 0.02,
+        fusion: FusionSettings | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         implementation: Implementation = "auto",
         rngs: nnx.Rngs,
     ):
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
-        self.items = FieldEmbedding([n_items], width, init_std=init_std, **shared)
+        self.items = ItemVectors(n_items, width, init_std=init_std, fusion=fusion, **shared)
         self.encoder = Encoder(
             width,
             length,
@@ -81,6 +85,7 @@ class SASRec(nnx.Module):
         *,
         segments: Int32[Array, "*batch length"] | None = None,
         positions: Int32[Array, "*batch length"] | None = None,
+        table: Float[Array, "n_items width"] | None = None,
         key: PRNGKeyArray | None = None,
         maps: list[Array] | None = None,
     ) -> Float[Array, "*batch length width"]:
@@ -90,6 +95,7 @@ class SASRec(nnx.Module):
             items: The oldest first, padded with -1.
             segments: Which sequence a place belongs to where a row has several; -1 for none.
             positions: Of the places; if None the last of a row is `length - 1`.
+            table: Vectors of all items, `items.table(modalities)`, where they are fused.
             key: See above.
             maps: A list that weights of attention are appended to; see `attention_maps`.
 
@@ -97,12 +103,12 @@ class SASRec(nnx.Module):
             ValueError: More places than the model has positions.
         """
         segments, positions = places(items, segments, positions, self.length)
-        vectors = self.items.of_field(0, items) * self.items.table.shape[1] ** 0.5
+        vectors = self.items(items, table) * self.items.width**0.5
         return self.encoder(vectors, segments, positions, key=key, maps=maps)
 
-    def item_table(self) -> Float[Array, "n_items width"]:
-        """Vectors of the items, that places are multiplied with."""
-        return self.items.table[...][: self.n_items]
+    def item_table(self, table: Float[Array, "n_items width"] | None = None) -> Float[Array, "n_items width"]:
+        """Vectors of the items, that places are multiplied with: those of `table`, where they are fused."""
+        return self.items.table() if table is None else table
 
     def item_bias(self) -> Float[Array, " n_items"] | None:
         """What is added to the scores."""
@@ -114,7 +120,7 @@ class BERT4Rec(nnx.Module):
 
     Args:
         n_items: Items there are; the mask is item `n_items`.
-        width, length, blocks, heads, norm, positions, share, dropout, init_std: See `SASRec`.
+        width, length, blocks, heads, norm, positions, share, dropout, init_std, fusion: See `SASRec`.
         hidden: Width between the dense layers of a block; four times `width` if None.
         dtype, param_dtype, implementation: See `layers.Linear`.
         rngs: Random numbers.
@@ -143,13 +149,14 @@ class BERT4Rec(nnx.Module):
         share: bool = False,
         dropout: float = 0.1,
         init_std: float = 0.02,
+        fusion: FusionSettings | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         implementation: Implementation = "auto",
         rngs: nnx.Rngs,
     ):
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
-        self.items = FieldEmbedding([n_items + 1], width, init_std=init_std, **shared)
+        self.items = ItemVectors(n_items, width, marks=1, init_std=init_std, fusion=fusion, **shared)
         self.begin = layer_norm(width, dtype, param_dtype, rngs)
         self.encoder = Encoder(
             width,
@@ -176,17 +183,18 @@ class BERT4Rec(nnx.Module):
         *,
         segments: Int32[Array, "*batch length"] | None = None,
         positions: Int32[Array, "*batch length"] | None = None,
+        table: Float[Array, "n_items width"] | None = None,
         key: PRNGKeyArray | None = None,
         maps: list[Array] | None = None,
     ) -> Float[Array, "*batch length width"]:
         """A vector for each place; see `SASRec`."""
         segments, positions = places(items, segments, positions, self.length)
-        x = self.encoder(self.begin(self.items.of_field(0, items)), segments, positions, key=key, maps=maps)
+        x = self.encoder(self.begin(self.items(items, table)), segments, positions, key=key, maps=maps)
         return self.end(jax.nn.gelu(self.projection(x)))
 
-    def item_table(self) -> Float[Array, "n_items width"]:
-        """Vectors of the items, that places are multiplied with."""
-        return self.items.table[...][: self.n_items]
+    def item_table(self, table: Float[Array, "n_items width"] | None = None) -> Float[Array, "n_items width"]:
+        """Vectors of the items, that places are multiplied with: those of `table`, where they are fused."""
+        return self.items.table() if table is None else table
 
     def item_bias(self) -> Float[Array, " n_items"] | None:
         """What is added to the scores."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
+from ..engine.data.modalities import Modalities
 from ..engine.data.sequences import Sequences
 from ..engine.errors import InteractionError
 from ..engine.training.gradient_descent import TrainingState
@@ -109,7 +111,8 @@ class PairNetwork(NamedTuple):
 class TowerNetwork(NamedTuple):
     """Two towers: `score(u, i)` is the product of their vectors.
 
-    Attributes: As of `PairNetwork`, but that `network` is a `TwoTower` and `history` has a row for each user.
+    Attributes: As of `PairNetwork`, but that `network` is a `TwoTower` and `history` has a row for each user; and
+        modalities: Of the items, where what is fused of them is a part of their vectors; or None.
     """
 
     network: Any
@@ -117,6 +120,7 @@ class TowerNetwork(NamedTuple):
     user_fields: Int32[Array, "n_users n_user_fields"]
     item_fields: Int32[Array, "n_items n_item_fields"]
     history: CSR | None = None
+    modalities: Modalities | None = None
     training: TrainingState | None = None
 
     @property
@@ -137,7 +141,7 @@ class TowerNetwork(NamedTuple):
 
     def item_table(self) -> Float[Array, "n_items width"]:
         """Vectors of items, with their biases, if there are any, in the last column."""
-        return self.network.item(self.item_fields)
+        return self.network.item(self.item_fields, self.modalities)
 
     @property
     def items(self) -> Float[Array, "n_items width"]:
@@ -168,6 +172,7 @@ class SequenceNetwork(NamedTuple):
         blueprint: What it was built from.
         history: What each user met, the oldest first.
         times: Of these, since the user's first, where the network reads them; or None.
+        modalities: Of the items, where their vectors are fused from them; or None.
         training: State of the optimizer, which no score needs, or None.
     """
 
@@ -175,6 +180,7 @@ class SequenceNetwork(NamedTuple):
     blueprint: Blueprint
     history: CSR
     times: Int32[Array, " nnz"] | None = None
+    modalities: Modalities | None = None
     training: TrainingState | None = None
 
     in_order = True  # of time: what a history has to be in
@@ -189,12 +195,16 @@ class SequenceNetwork(NamedTuple):
 
     def queries(self, users: Int32[Array, " batch"]) -> Float[Array, "batch width"]:
         """Vectors of users; one who met nothing has that of an empty sequence."""
-        n = users.shape[0]
+        n, vectors = users.shape[0], self._fused()
         part = min(_SEQUENCES, max(n, 1))
         rows = jnp.pad(users, (0, -n % part)).reshape(-1, part)
-        return lax.map(self._after, rows).reshape(-1, self.item_table().shape[1])[:n]
+        after = lax.map(functools.partial(self._after, vectors), rows)
+        return after.reshape(-1, after.shape[-1])[:n]
 
-    def _after(self, users: Array) -> Array:
+    def _fused(self) -> Array | None:
+        return None if self.modalities is None else self.network.items.table(self.modalities)
+
+    def _after(self, vectors: Array | None, users: Array) -> Array:
         """The vectors after the last events of some users."""
         masks = self.network.masks
         n = self.network.length - masks
@@ -205,10 +215,10 @@ class SequenceNetwork(NamedTuple):
         more = {} if self.times is None else {"times": jnp.where(there, self.times[events], 0)}
         if masks:
             items = jnp.pad(items, ((0, 0), (0, 1)), constant_values=self.n_items)
-        vectors = self.network(items, **more)[:, -1].astype(jnp.float32)
+        after = self.network(items, table=vectors, **more)[:, -1].astype(jnp.float32)
         if self.network.item_bias() is None:
-            return vectors
-        return jnp.concatenate([vectors, jnp.ones_like(vectors[:, :1])], axis=1)
+            return after
+        return jnp.concatenate([after, jnp.ones_like(after[:, :1])], axis=1)
 
     def item_table(self) -> Float[Array, "n_items width"]:
         """Vectors of items, with their biases, if there are any, in the last column."""
@@ -218,7 +228,7 @@ class SequenceNetwork(NamedTuple):
     @property
     def items(self) -> Float[Array, "n_items width"]:
         """Vectors of items without their biases."""
-        return self.network.item_table()
+        return self.network.item_table(self._fused())
 
     def with_history(self, history: CSR | Sequences) -> SequenceNetwork:
         """The same network for users with other histories, the oldest event first.

@@ -6,13 +6,16 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from ..engine.data.modalities import Modalities
 from ..kernels.csr import CSR
 from ..kernels.embedding import bag
 from ..kernels.op import Implementation
+from .fusion import FusionSettings, FusionTransformer
 from .layers import Dense, FieldEmbedding
 
 
@@ -34,6 +37,7 @@ class TwoTower(nnx.Module):
         item_table: Those of the items.
         item_bias: Whether items have a bias, from 0 on; or the first ones, `[n_items]`, such as the logarithms of their
             shares of all interactions. It is one more column of the items' vectors, where the users' have a 1.
+        fusion: Settings of a `FusionTransformer` that makes one more field of the items' modalities; None for none.
         dropout: In `hidden`.
         init_std: Standard deviation of the first vectors.
         dtype, param_dtype, implementation: See `layers.FieldEmbedding`.
@@ -63,6 +67,7 @@ class TwoTower(nnx.Module):
         user_table: Array | None = None,
         item_table: Array | None = None,
         item_bias: bool | Array = False,
+        fusion: FusionSettings | None = None,
         dropout: float = 0.0,
         init_std: float = 0.1,
         dtype: Any = None,
@@ -75,6 +80,7 @@ class TwoTower(nnx.Module):
         if temperature <= 0:
             raise ValueError(f"{temperature=} must be above 0")
         dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+        shared = {"implementation": implementation, **dtypes, "rngs": rngs}
         table = {"init_std": init_std, "implementation": implementation, **dtypes}
         self.users = FieldEmbedding(user_sizes, width, **table, rngs=rngs) if len(user_sizes) else None
         self.items = FieldEmbedding(item_sizes, width, **table, rngs=rngs)
@@ -87,10 +93,12 @@ class TwoTower(nnx.Module):
             _begin("item_bias", self.bias, jnp.asarray(item_bias, param_dtype)[:, None])
         linear = {"preferred_element_type": jnp.float32, **dtypes, "rngs": rngs}
         self.projection = nnx.Linear(width, width, use_bias=False, **linear) if history else None
-        tower = {"linear_end": True, "dropout": dropout, "implementation": implementation, **dtypes, "rngs": rngs}
+        tower = {"linear_end": True, "dropout": dropout, **shared}
         parts = len(user_sizes) + history
         self.user_tower = Dense([parts * width, *hidden, width], **tower) if len(hidden) else None
-        self.item_tower = Dense([len(item_sizes) * width, *hidden, width], **tower) if len(hidden) else None
+        self.fusion = None if fusion is None else FusionTransformer(**dict(fusion), width=width, **shared)
+        n_fields = len(item_sizes) + (fusion is not None)
+        self.item_tower = Dense([n_fields * width, *hidden, width], **tower) if len(hidden) else None
         self.normalize, self.temperature = normalize, float(temperature)
         self.implementation: Implementation = implementation
 
@@ -99,11 +107,13 @@ class TwoTower(nnx.Module):
         user_fields: Int[Array, "*batch n_user_fields"] | None,
         item_fields: Int[Array, "*batch n_item_fields"],
         history: Int[Array, "*batch length"] | None = None,
+        modalities: Modalities | None = None,
         *,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "*batch"]:
         """Logits of pairs."""
-        return jnp.sum(self.user(user_fields, history, key=key) * self.item(item_fields, key=key), axis=-1)
+        items = self.item(item_fields, modalities, key=key)
+        return jnp.sum(self.user(user_fields, history, key=key) * items, axis=-1)
 
     def user(
         self,
@@ -127,10 +137,24 @@ class TwoTower(nnx.Module):
         return vectors if self.bias is None else jnp.concatenate([vectors, jnp.ones_like(vectors[..., :1])], axis=-1)
 
     def item(
-        self, fields: Int[Array, "*batch n_item_fields"], *, key: PRNGKeyArray | None = None
+        self,
+        fields: Int[Array, "*batch n_item_fields"],
+        modalities: Modalities | None = None,
+        *,
+        key: PRNGKeyArray | None = None,
     ) -> Float[Array, "*batch columns"]:
-        """Vectors of items, with their bias behind."""
-        vectors = self._end(self.items(fields), self.item_tower, key)
+        """Vectors of items, with their bias behind; modalities are those of the same items."""
+        if (modalities is None) != (self.fusion is None):
+            raise ValueError(f"the model was made with{'out' if self.fusion is None else ''} modalities of items")
+        parts, key_of_fusion = self.items(fields), None
+        if self.fusion is not None and modalities is not None:
+            if key is not None:
+                key, key_of_fusion = jax.random.split(key)
+            fused = self.fusion(modalities.inputs, where=modalities.where, key=key_of_fusion)
+            # Of variance 1 / width, as it were of a table of vectors of length 1.
+            fused = (fused * fused.shape[-1] ** -0.5).astype(parts.dtype)
+            parts = jnp.concatenate([parts, fused[..., None, :]], axis=-2)
+        vectors = self._end(parts, self.item_tower, key)
         if self.bias is None:
             return vectors
         bias = self.bias(fields[..., :1])[..., 0].astype(vectors.dtype)

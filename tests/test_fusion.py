@@ -20,9 +20,10 @@ INPUTS = {
     "image": RNG.normal(size=(5, 3, 6)).astype(np.float32),
     "item": np.array([[0], [3], [-1], [2], [1]], np.int32),
     "genres": np.array([[0, 1], [-1, 1], [-1, -1], [2, 0], [1, 1]], np.int32),
+    "tags": np.array([[3, 0, -1], [-1, -1, -1], [1, -1, -1], [2, 0, 1], [0, 0, 3]], np.int32),  # as many as there are
 }
 WHERE = {"text": np.array([True, False, True, True, False]), "image": np.array([True, True, True, False, False])}
-SPEC = {"vectors": {"text": 7}, "tokens": {"image": 6}, "ids": {"item": [4], "genres": [3, 2]}}
+SPEC = {"vectors": {"text": 7}, "tokens": {"image": 6}, "ids": {"item": [4], "genres": [3, 2], "tags": [4]}}
 WIDTH = 8
 each_fusion = pytest.mark.parametrize("fusion", ["attention", "gated", "late"])
 
@@ -36,13 +37,15 @@ def made(fusion, **options):
 def tokens_of(model, row, where):
     """Those of one example that are there, in float64."""
     tokens = []
-    for number, name in enumerate(("text", "image", "item", "genres")):
+    for number, name in enumerate(("text", "image", "item", "genres", "tags")):
         if not where.get(name, np.ones(5, bool))[row]:
             continue
         given = INPUTS[name][row]
         if name in model.tables:
-            table, first = numbers(model.tables[name].table), np.cumsum([0, *model.tables[name].sizes])
+            table, sizes = numbers(model.tables[name].table), model.tables[name].sizes
+            first = np.cumsum([0, *sizes]) if len(sizes) > 1 else np.zeros(len(given), int)
             found = [table[first[field] + i] for field, i in enumerate(given) if i >= 0]
+            found = [np.mean(found, axis=0)] if found and len(sizes) == 1 else found
         else:
             found = [
                 linear(model.linear[name], np.atleast_2d(np.float64(given))[k])

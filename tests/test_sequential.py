@@ -108,12 +108,12 @@ def encoded(encoder, x, segments, activation, causal):
 
 
 def vectors(model, items):
-    return np.where((items >= 0)[:, None], numbers(model.items.table)[items], 0)
+    return np.where((items >= 0)[:, None], numbers(model.items.embedding.table)[items], 0)
 
 
 def sasrec(model, items):
     segments = np.where(items >= 0, 0, -1)
-    x = vectors(model, items) * np.sqrt(model.items.table.shape[1])
+    x = vectors(model, items) * np.sqrt(model.items.width)
     return encoded(model.encoder, x, segments, lambda x: np.maximum(x, 0), True)
 
 
@@ -125,7 +125,7 @@ def bert4rec(model, items):
 
 def hstu(model, items, times=None):
     segments = np.where(items >= 0, 0, -1)
-    x = vectors(model, items) * np.sqrt(model.items.table.shape[1]) + numbers(model.positions)
+    x = vectors(model, items) * np.sqrt(model.items.width) + numbers(model.positions)
     for layer in model.layers:
         parts = silu(linear(layer.inputs, norm(layer.before, x))).reshape(LENGTH, 4, layer.heads, -1)
         gates, v, q, k = (parts[:, part] for part in range(4))

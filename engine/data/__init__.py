@@ -7,6 +7,7 @@ from .features import FeatureEncoder, Features, fit_features, select_features
 from .imputation import ColumnImputation, RatingImputation, fit_column_imputation, fit_imputation
 from .interactions import Interactions
 from .mapped import map_examples
+from .modalities import Modalities, item_modalities
 from .pairs import PairDesign, pair_design
 from .reading import read_interactions
 from .scaling import ValueScale, fit_scale
@@ -23,6 +24,7 @@ __all__ = [
     "Features",
     "InteractionError",
     "Interactions",
+    "Modalities",
     "PairDesign",
     "RatingImputation",
     "Sequences",
@@ -35,6 +37,7 @@ __all__ = [
     "fit_scale",
     "hashed_texts",
     "image_patches",
+    "item_modalities",
     "kinds_of",
     "log_mel_frames",
     "map_examples",

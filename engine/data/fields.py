@@ -73,7 +73,7 @@ def _fields(side: str, n: int, table: polars.DataFrame | None, columns: Sequence
     values: list[np.ndarray | None] = [None]
     for column in columns:
         assert table is not None
-        for name, known, codes in _encoded(side, column, table[column]):
+        for name, known, codes in encoded_column(side, column, table[column]):
             names.append(name)
             sizes.append(max(len(known), 1))
             ids.append(codes)
@@ -81,7 +81,7 @@ def _fields(side: str, n: int, table: polars.DataFrame | None, columns: Sequence
     return Fields(tuple(names), tuple(sizes), np.stack(ids, axis=1), tuple(values))
 
 
-def _encoded(side: str, column: str, series: polars.Series) -> list[tuple[str, np.ndarray, np.ndarray]]:
+def encoded_column(side: str, column: str, series: polars.Series) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """`(name, values, ids)` of each field that a column gives."""
     import polars as pl
 

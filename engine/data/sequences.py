@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from .checking import checked_ids, checked_timestamps
 from .interactions import Interactions, not_interactions
 from .splitting import check_fraction
 from .vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import polars
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +27,7 @@ class Sequences:
       user follow each other, the oldest first, and an item may come again.
     - `timestamps`, where there are any, is int64 or finite float64, ascending within a user.
     - `kinds`, where there are any, is int32, each at least 0: what kind of event it was.
+    - `item_features`, where there are any, is a frame whose row i describes item i.
     - `notes` says what was left out on the way here, and what leaks.
 
     >>> x = Sequences.from_events([0, 1, 0], [7, 7, 2], timestamps=[20, 5, 10])
@@ -38,12 +42,15 @@ class Sequences:
     kinds: np.ndarray | None = None
     user_ids: Vocabulary | None = None
     item_ids: Vocabulary | None = None
+    item_features: polars.DataFrame | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
 
     def __post_init__(self):
         for array in (self.indptr, self.items, self.timestamps, self.kinds):
             if array is not None:
                 array.flags.writeable = False
+        if self.item_features is not None and len(self.item_features) != self.n_items:
+            raise InteractionError(f"item_features has {len(self.item_features)} rows for {self.n_items} items")
 
     @classmethod
     def from_events(
@@ -119,7 +126,14 @@ class Sequences:
             )
         order = np.lexsort((x.timestamps, x.users))
         return cls(
-            x.indptr.copy(), x.items[order], x.n_items, x.timestamps[order], None, x.user_ids, x.item_ids, x.notes
+            indptr=x.indptr.copy(),
+            items=x.items[order],
+            n_items=x.n_items,
+            timestamps=x.timestamps[order],
+            user_ids=x.user_ids,
+            item_ids=x.item_ids,
+            item_features=x.item_features,
+            notes=x.notes,
         )
 
     @property
@@ -170,7 +184,7 @@ class Sequences:
         keep = np.ones(len(self), bool)
         keep[:-1] = (users[last][1:] != users[last][:-1]) | (self.items[last][1:] != self.items[last][:-1])
         kept = last[keep]
-        return Interactions.from_coo(
+        pairs = Interactions.from_coo(
             users[kept],
             self.items[kept],
             timestamps=None if self.timestamps is None else self.timestamps[kept],
@@ -179,6 +193,7 @@ class Sequences:
             user_ids=self.user_ids,
             item_ids=self.item_ids,
         )
+        return replace(pairs, item_features=self.item_features)
 
     def select(self, keep: np.ndarray, *, note: str | None = None) -> Sequences:
         """The events where `keep`, bool, is True; users and items keep their indices."""

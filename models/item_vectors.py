@@ -1,0 +1,126 @@
+"""Vectors of items: those of a table, or what a fusion makes of all that is known of an item."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, Int32, PRNGKeyArray
+
+from ..engine.data.modalities import Modalities
+from ..engine.training.checking import check_ids
+from ..kernels.embedding import lookup
+from ..kernels.op import Implementation
+from .fusion import FusionSettings, FusionTransformer
+from .layers import FieldEmbedding
+
+ITEM = "item"  # the modality that is the item itself
+_AT_ONCE = 4096  # items that are fused together
+
+
+class ItemVectors(nnx.Module):
+    """A vector for each item: by its id alone, or with `fusion` by its modalities, of which the id is one.
+
+    Args:
+        n_items: Items there are.
+        width: Of the vectors.
+        marks: Further ids, from `n_items` on, that are no items, such as a mask.
+        fusion: Settings of a `FusionTransformer` for the other modalities; None for none.
+        init_std: Standard deviation of the first vectors of a table.
+        dtype, param_dtype, implementation: See `layers.Linear`.
+        rngs: Random numbers.
+
+    >>> ItemVectors(5, 4, rngs=nnx.Rngs(0))(jnp.array([2, -1])).shape
+    (2, 4)
+    """
+
+    def __init__(
+        self,
+        n_items: int,
+        width: int,
+        *,
+        marks: int = 0,
+        fusion: FusionSettings | None = None,
+        init_std: float = 0.02,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        implementation: Implementation = "auto",
+        rngs: nnx.Rngs,
+    ):
+        shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
+        rows = marks if fusion is not None else n_items + marks
+        self.embedding = FieldEmbedding([rows], width, init_std=init_std, **shared) if rows else None
+        self.fusion = None if fusion is None else _fusion(n_items, width, dict(fusion), shared)
+        self.n_items, self.width, self.marks = n_items, width, marks
+        self.implementation: Implementation = implementation
+
+    def __call__(
+        self, items: Int32[Array, "*batch"], table: Float[Array, "n_items width"] | None = None
+    ) -> Float[Array, "*batch width"]:
+        """Vectors of items and marks, 0 for -1.
+
+        Args:
+            items: Their ids.
+            table: What `table` gave, needed with a fusion, of which no vector is made anew here.
+
+        Raises:
+            InteractionError: An id that is none, where ids are concrete; in a trace its vector is NaN.
+            ValueError: No table where one is needed.
+        """
+        if self.fusion is None:
+            assert self.embedding is not None
+            return self.embedding.of_field(0, items)
+        if table is None:
+            raise ValueError("the vectors of these items are made of their modalities: give those of all, as a table")
+        n = self.n_items + self.marks
+        check_ids("ids", items, n)
+        if self.embedding is not None:
+            table = jnp.concatenate([table, self.embedding.table[...][: self.marks].astype(table.dtype)])
+        return lookup(table, jnp.asarray(items, jnp.int32), implementation=self.implementation)
+
+    def table(
+        self, modalities: Modalities | None = None, *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "n_items width"]:
+        """Vectors of all items; with a key there is dropout where they are fused, some thousands at a time.
+
+        Args:
+            modalities: Of all items, with the modality "item" among them, whose ids are -1 for items that nothing is
+                known of but their content.
+            key: See above.
+
+        Raises:
+            ValueError: Modalities missing, or where none are read.
+        """
+        if (modalities is None) != (self.fusion is None):
+            raise ValueError(f"the model was made to read {'no ' if self.fusion is None else ''}modalities of items")
+        if self.fusion is None or modalities is None:
+            assert self.embedding is not None
+            return self.embedding.table[...][: self.n_items]
+
+        def fused(part: Modalities, key: PRNGKeyArray | None) -> Array:
+            assert self.fusion is not None
+            # Of variance 1 / width, so that a product of two vectors is of the order of 1 to begin with.
+            return self.fusion(part.inputs, where=part.where, key=key) * self.width**-0.5
+
+        n_parts = -(-self.n_items // _AT_ONCE)
+        if n_parts == 1:
+            return fused(modalities, key)
+        size = -(-self.n_items // n_parts)
+
+        def parts(array: Array) -> Array:
+            padding = [(0, n_parts * size - self.n_items), *[(0, 0)] * (array.ndim - 1)]
+            return jnp.pad(array, padding).reshape(n_parts, size, *array.shape[1:])
+
+        keys = None if key is None else jax.random.split(key, n_parts)
+        vectors = lax.map(jax.checkpoint(lambda given: fused(*given)), (jax.tree.map(parts, modalities), keys))
+        return vectors.reshape(n_parts * size, -1)[: self.n_items]
+
+
+def _fusion(n_items: int, width: int, settings: dict[str, Any], shared: dict[str, Any]) -> FusionTransformer:
+    ids = dict(settings.pop("ids", ()))
+    if ITEM in ids:
+        raise ValueError(f"ids={ids} name {ITEM!r}, which is the item itself")
+    return FusionTransformer(**settings, ids={ITEM: (n_items,), **ids}, width=width, **shared)

@@ -1,0 +1,232 @@
+"""Items by their content: columns as modalities, and networks that know items of which training has no event."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import polars as pl
+import pytest
+from flax import nnx
+
+from affinax import Recommender, models
+from affinax.engine.data import FeatureError, InteractionError, Interactions, Modalities, Sequences, item_modalities
+from affinax.engine.factorization import fit
+from affinax.engine.retrieval import recommend, similar_items
+from affinax.models.item_vectors import ItemVectors
+
+RNG = np.random.default_rng(0)
+FILMS = pl.DataFrame(
+    {
+        "title": ["Alien (1979)", "Aliens (1986)", "Fargo (1996)", None],
+        "genres": ["Horror|Sci-Fi", "Sci-Fi", "Crime", "Crime"],
+        "labels": [["a", "b"], [], None, ["b"]],
+        "year": [1979, 1986, 1996, None],
+        "length": [117.0, 137.0, 98.0, None],
+        "vector": [[1.0, 2.0], [3.0, 4.0], None, [5.0, 6.0]],
+        "patches": pl.Series([[[1.0, 2.0]] * 3] * 4, dtype=pl.Array(pl.Float32, (3, 2))),
+    }
+)
+
+
+def test_columns_become_modalities_by_their_type():
+    found = item_modalities(FILMS, ",".join(FILMS.columns))
+    assert {name: a.shape for name, a in found.inputs.items()} == {
+        "title": (4, 256),
+        "genres": (4, 2),
+        "labels": (4, 2),
+        "year": (4, 1),
+        "length": (4, 1),
+        "vector": (4, 2),
+        "patches": (4, 3, 2),
+    }
+    np.testing.assert_array_equal(found.inputs["genres"], [[1, 2], [2, -1], [0, -1], [0, -1]])
+    np.testing.assert_array_equal(found.inputs["labels"], [[0, 1], [-1, -1], [-1, -1], [1, -1]])
+    np.testing.assert_array_equal(found.inputs["year"][:, 0], [0, 1, 2, -1])
+    lengths = np.array([117.0, 137.0, 98.0])
+    np.testing.assert_allclose(found.inputs["length"][:3, 0], (lengths - lengths.mean()) / lengths.std(), rtol=1e-5)
+    np.testing.assert_array_equal(found.inputs["vector"], [[1, 2], [3, 4], [0, 0], [5, 6]])
+    missing = {"title": 3, "labels": 2, "year": 3, "length": 3, "vector": 2}
+    assert {name: np.flatnonzero(~there).tolist() for name, there in found.where.items()} == {
+        name: [row] for name, row in missing.items()
+    }
+    assert found.spec() == {
+        "vectors": (("title", 256), ("length", 1), ("vector", 2)),
+        "tokens": (("patches", 2),),
+        "ids": (("genres", (3,)), ("labels", (2,)), ("year", (3,))),
+    }
+    pandas = item_modalities(FILMS.select("title", "genres").to_pandas(), ["title", "genres"])
+    np.testing.assert_array_equal(pandas.inputs["title"], found.inputs["title"])
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (None, "no column 'none'"),
+        ([None, None], "column 'c' has no value at all"),
+        ([[1.0, 2.0], [1.0]], r"row 1: a vector of shape \[1\]; row 0 has \[2\]"),
+        ([[1.0, 2.0], [np.nan, 1.0]], "row 1: not all numbers are finite"),
+        ([1.0, np.inf], "row 1: not all numbers are finite"),
+        (pl.Series([b"a", b"b"]), "a field is of texts"),
+    ],
+)
+def test_columns_that_are_no_modality(column, message):
+    frame = pl.DataFrame({"c": [1, 2]} if column is None else {"c": column})
+    with pytest.raises((FeatureError, InteractionError), match=message):
+        item_modalities(frame, ["none" if column is None else "c"])
+
+
+def test_no_column_is_no_modality():
+    with pytest.raises(FeatureError, match="no column is named"):
+        item_modalities(FILMS, [])
+
+
+SPEC = {"vectors": (("vector", 4),), "ids": (("genre", (3,)),), "dropout": 0.0}
+
+
+def content(n):
+    return Modalities(
+        {
+            "vector": jnp.asarray(RNG.normal(size=(n, 4)), jnp.float32),
+            "genre": jnp.asarray(RNG.integers(-1, 3, (n, 2)), jnp.int32),
+            "item": jnp.where(jnp.arange(n) % 5 == 0, -1, jnp.arange(n, dtype=jnp.int32))[:, None],
+        },
+        {"vector": jnp.asarray(RNG.random(n) < 0.7)},
+    )
+
+
+def test_many_items_are_fused_by_parts(monkeypatch):
+    model = ItemVectors(23, 8, marks=1, fusion=SPEC, rngs=nnx.Rngs(0))
+    given = content(23)
+    whole = model.table(given)
+    monkeypatch.setattr("affinax.models.item_vectors._AT_ONCE", 7)
+    np.testing.assert_allclose(model.table(given), whole, rtol=1e-4, atol=1e-5)
+    slopes = jax.grad(lambda m: jnp.sum(m(jnp.array([3, 23, -1]), m.table(given)) ** 2))(model)
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(slopes))
+    # Places look up what is fused, and the mark; nothing is at -1.
+    found = model(jnp.array([[3, 23], [-1, 0]]), whole)
+    np.testing.assert_allclose(found[0, 0], whole[3], rtol=1e-6)
+    np.testing.assert_allclose(found[0, 1], model.embedding.table[...][0], rtol=1e-6)
+    assert (found[1, 0] == 0).all()
+    with pytest.raises(InteractionError, match=r"id 24 at \[0\] is outside \[0, 24\)"):
+        model(jnp.array([24]), whole)
+    with pytest.raises(ValueError, match="give those of all, as a table"):
+        model(jnp.array([3]))
+    with pytest.raises(ValueError, match="made to read modalities"):
+        model.table()
+    with pytest.raises(ValueError, match="made to read no modalities"):
+        ItemVectors(3, 4, rngs=nnx.Rngs(0)).table(given)
+    with pytest.raises(ValueError, match="is the item itself"):
+        ItemVectors(3, 4, fusion={"ids": {"item": (3,)}}, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("build", [models.SASRec, models.BERT4Rec, models.HSTU])
+def test_a_network_on_fused_items_has_gradients_and_forwards_one_example(build):
+    model, given = build(23, width=8, length=5, dropout=0.0, fusion=SPEC, rngs=nnx.Rngs(0)), content(23)
+    items = jnp.asarray(RNG.integers(-1, 23, (3, 5)), jnp.int32)
+    if build is models.BERT4Rec:
+        items = items.at[:, -1].set(23)
+
+    def scores(m):
+        table = m.items.table(given)
+        places = m(items, table=table)
+        bias = 0.0 if m.item_bias() is None else m.item_bias()[None, None]
+        return places, jnp.einsum("btd,nd->btn", places, m.item_table(table), precision="highest") + bias
+
+    places, products = scores(model)
+    one = jax.vmap(lambda row: model(row, table=model.items.table(given)))(items)
+    np.testing.assert_allclose(one, places, rtol=1e-4, atol=1e-5)
+    mix = jnp.asarray(RNG.normal(size=products.shape), jnp.float32)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.grad(lambda m: jnp.sum(mix * scores(m)[1]))(model)):
+        name = jax.tree_util.keystr(path)
+        assert np.isfinite(np.asarray(leaf)).all(), name
+        assert np.abs(np.asarray(leaf)).max() > 0, name
+
+
+def groups(n_users=80, n_groups=4, of_each=8):
+    """Everybody goes round the items of one group; the last item of each group is met by nobody."""
+    rng = np.random.default_rng(1)
+    group = rng.integers(0, n_groups, n_users)
+    order = np.stack([rng.permutation(of_each - 1)[:5] for _ in range(n_users)])
+    users, items = np.repeat(np.arange(n_users), 5), (group[:, None] * of_each + order).reshape(-1)
+    n_items = n_groups * of_each
+    kinds = np.arange(n_items) // of_each
+    centres = rng.normal(size=(n_groups, 6))
+    table = pl.DataFrame(
+        {
+            "kind": [f"kind {k}" for k in kinds],
+            "vector": [(centres[k] + 0.1 * rng.normal(size=6)).tolist() for k in kinds],
+        }
+    )
+    events = Sequences.from_events(users, items, np.tile(np.arange(5), n_users), n_items=n_items)
+    return replace(events, item_features=table), group, of_each
+
+
+QUICK = {"width": 16, "batch_size": 8, "learning_rate": 0.01, "content": "kind, vector", "modality_dropout": 0.4}
+ALGORITHMS = {
+    "SASRec": lambda **o: models.sequence_retriever(models.SASRec, length=8, dropout=0.0, **QUICK, **o),
+    "SASRec, gated, sampled": lambda **o: models.sequence_retriever(
+        models.SASRec, length=8, dropout=0.0, fusion="gated", loss="sampled_softmax", negatives=8, **QUICK, **o
+    ),
+    "BERT4Rec, late": lambda **o: models.sequence_retriever(
+        models.BERT4Rec, length=8, dropout=0.0, norm="pre", fusion="late", **QUICK, **o
+    ),
+    "towers": lambda **o: models.tower_retriever(**QUICK, **o),
+    "towers of histories": lambda **o: models.tower_retriever(history=True, **(QUICK | {"batch_size": 32}), **o),
+}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_items_without_an_event_are_known_by_their_content(name):
+    x, group, of_each = groups()
+    data = x.interactions() if name.startswith("towers") else x
+    model, history = fit(ALGORITHMS[name](), data, key=jax.random.key(0), epochs=60)
+    assert history.loss[-1] < history.loss[0]
+    cold = np.zeros(x.n_items, bool)
+    cold[of_each - 1 :: of_each] = True
+    users = np.arange(40)
+    found, _ = recommend(model, users, k=1, allow=cold)
+    assert np.mean(np.asarray(found)[:, 0] // of_each == group[users]) > 0.9
+    warm, _ = recommend(model, users, k=2, allow=~cold, seen=x.interactions())
+    assert np.mean(np.asarray(warm) // of_each == group[users][:, None]) > 0.9
+    near, _ = similar_items(model, np.flatnonzero(cold), k=3)
+    assert np.mean(np.asarray(near) // of_each == np.arange(4)[:, None]) > 0.7
+
+
+def test_a_recommender_saves_and_loads_what_it_knows_of_items(tmp_path):
+    x, _, _ = groups()
+    for algorithm in ("sasrec", "two-tower"):
+        recommender = Recommender(algorithm, content="kind, vector", width=8, steps=2).fit(x.interactions())
+        recommender.save(tmp_path / algorithm)
+        loaded = Recommender.load(tmp_path / algorithm)
+        one, other = (r.recommend([0, 1], k=3) for r in (recommender, loaded))
+        assert one.equals(other)
+        if algorithm == "sasrec":
+            assert loaded.recommend(history=[7, 15], k=2).height == 2  # items that nobody met
+
+
+def test_content_needs_a_side_table():
+    x, _, _ = groups()
+    bare = replace(x, item_features=None)
+    for algorithm, data in (("SASRec", bare), ("towers", bare.interactions())):
+        with pytest.raises(InteractionError, match="are columns of the items' side table, and these data have none"):
+            fit(ALGORITHMS[algorithm](), data, key=jax.random.key(0), steps=1)
+    named = replace(x, item_features=pl.DataFrame({"item": np.arange(x.n_items) // 2}))
+    with pytest.raises(FeatureError, match="rename it"):
+        fit(models.sequence_retriever(models.SASRec, content="item"), named, key=jax.random.key(0), steps=1)
+    with pytest.raises(InteractionError, match="item_features has 1 rows for 32 items"):
+        replace(x, item_features=pl.DataFrame({"a": [1]}))
+    towers = models.TwoTower([3], [4], width=4, history=False, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="made without modalities"):
+        towers.item(jnp.array([1]), content(1))
+
+
+def test_interactions_carry_the_side_table_to_sequences_and_back():
+    x, _, _ = groups()
+    known, test = x.leave_last()
+    assert known.item_features is x.item_features
+    assert test.item_features is x.item_features
+    assert isinstance(test, Interactions)
+    assert Sequences.from_interactions(x.interactions()).item_features is x.item_features
