@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
@@ -143,8 +144,8 @@ def _reference(queries, keys, values, segments, times, position_bias, time_bias,
             greatest = jnp.max(scores, axis=-1, keepdims=True, where=allowed, initial=jnp.finfo(jnp.float32).min)
             weights = jnp.where(allowed, jnp.exp(jnp.where(allowed, scores - lax.stop_gradient(greatest), 0.0)), 0.0)
             total = jnp.sum(weights, axis=-1, keepdims=True)
-            total = jnp.where(total > 0, total, 1.0)
-            weights, logs = weights / total, jnp.where(total > 0, greatest + jnp.log(total), 0.0)
+            some, total = total > 0, jnp.where(total > 0, total, 1.0)
+            weights, logs = weights / total, jnp.where(some, greatest + jnp.log(total), 0.0)
         else:
             weights, logs = jnp.where(allowed, jax.nn.silu(scores), 0.0) / length, jnp.zeros_like(scores[..., :1])
         found = jnp.einsum("bhij,bjhd->ibhd", weights.astype(values.dtype), values, **precise).astype(values.dtype)
@@ -180,5 +181,37 @@ def _supports(*arrays: Any, **static: Any) -> str | None:
     return None if all(a.size for a in arrays[:3]) else "nothing is to be attended to"
 
 
-OP = Op("attention", _reference, _supports, numba=attention_numba.attend)
-GRADIENT = Op("attention_gradient", _gradient_reference, _supports, numba=attention_numba.gradient)
+def _pallas_supports(queries, keys, values, segments, times, position_bias, time_bias, *_: Any, **static: Any):
+    biases = position_bias is not None or time_bias is not None
+    return "biases of distance and time are not looked up on accelerators" if biases else None
+
+
+def _by_pallas(name: str, platform: str) -> Callable[..., Any]:
+    """One of `attention_pallas`, which is imported where it is used: it takes its time."""
+
+    def call(*arguments: Any, **static: Any) -> Any:
+        from . import attention_pallas
+
+        return getattr(attention_pallas, name)(*arguments, platform=platform, **static)
+
+    return call
+
+
+OP = Op(
+    "attention",
+    _reference,
+    _supports,
+    numba=attention_numba.attend,
+    pallas_gpu=_by_pallas("attend", "gpu"),
+    pallas_tpu=_by_pallas("attend", "tpu"),
+    pallas_supports=_pallas_supports,
+)
+GRADIENT = Op(
+    "attention_gradient",
+    _gradient_reference,
+    _supports,
+    numba=attention_numba.gradient,
+    pallas_gpu=_by_pallas("gradient", "gpu"),
+    pallas_tpu=_by_pallas("gradient", "tpu"),
+    pallas_supports=_pallas_supports,
+)

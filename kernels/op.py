@@ -20,8 +20,10 @@ class Op(NamedTuple):
         supports: `supports(*arguments, **static)` returns None where the other implementations can
             take these shapes and dtypes, else the reason why not.
         numba: On CPU, called from inside jit through `kernels.xla_ffi`.
-        pallas_gpu: Mosaic GPU.
-        pallas_tpu: Mosaic TPU.
+        pallas_gpu: On GPU, by Triton.
+        pallas_tpu: On TPU, by Mosaic.
+        pallas_supports: What these two refuse besides, in the manner of `supports`; None for nothing.
+        automatic: Platforms on which "auto" takes them: those where they were measured and are ahead of the reference.
     """
 
     name: str
@@ -30,6 +32,8 @@ class Op(NamedTuple):
     numba: Callable[..., Any] | None = None
     pallas_gpu: Callable[..., Any] | None = None
     pallas_tpu: Callable[..., Any] | None = None
+    pallas_supports: Callable[..., str | None] | None = None
+    automatic: tuple[str, ...] = ("cpu",)
 
 
 @functools.cache
@@ -70,16 +74,21 @@ def dispatch(op: Op, *arguments: Any, implementation: Implementation = "auto", *
     if implementation == "reference":
         return op.reference(*arguments, **static)
     available = implementations(op)
-    reason = op.supports(*arguments, **static)
     if implementation == "auto":
-        if reason or not available:
+        special = {p: f for p, f in available.items() if p in op.automatic and not _reason(op, p, arguments, static)}
+        if not special:
             return op.reference(*arguments, **static)
-        if platforms() == available.keys():
-            return available["cpu"](*arguments, **static)
-        branches = {p: functools.partial(f, **static) for p, f in available.items()}
+        if platforms() == special.keys():
+            return special["cpu"](*arguments, **static)
+        branches = {p: functools.partial(f, **static) for p, f in special.items()}
         return jax.lax.platform_dependent(*arguments, default=functools.partial(op.reference, **static), **branches)
-    wanted = {"numba": ("cpu",), "pallas": ("cuda", "tpu"), "interpret": ()}[implementation]
-    runnable = [p for p in wanted if p in available]
+    if implementation == "interpret":
+        written = op.pallas_tpu or op.pallas_gpu
+        runnable = {} if written is None else {"tpu": functools.partial(written, interpret=True)}
+    else:
+        runnable = {p: f for p, f in available.items() if (p == "cpu") == (implementation == "numba")}
+    platform = next(iter(runnable), "cpu")
+    reason = _reason(op, platform, arguments, static)
     if not runnable or reason:
         reason = reason or (
             f'implementation="{implementation}" is not to be had in this process, which has '
@@ -87,4 +96,12 @@ def dispatch(op: Op, *arguments: Any, implementation: Implementation = "auto", *
         )
         automatic = "numba" if "cpu" in available and jax.default_backend() == "cpu" else "reference"
         raise NotImplementedError(f'kernels.{op.name}: {reason}. "auto" would take "{automatic}".')
-    return available[runnable[0]](*arguments, **static)
+    return runnable[platform](*arguments, **static)
+
+
+def _reason(op: Op, platform: str, arguments: tuple[Any, ...], static: dict[str, Any]) -> str | None:
+    """Why the implementation of a platform cannot take these arguments, or None."""
+    reason = op.supports(*arguments, **static)
+    if reason or platform == "cpu" or op.pallas_supports is None:
+        return reason
+    return op.pallas_supports(*arguments, **static)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from inspect import unwrap  # what a user has, without the type checker of the tests
 
@@ -10,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import AbstractDevice, AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from affinax.kernels.attention import attention
+from affinax.kernels import attention_pallas
+from affinax.kernels.attention import GRADIENT, OP, attention
 from affinax.kernels.attention import attention as attend
 from affinax.kernels.cross_entropy import cross_entropy
 
@@ -32,6 +35,7 @@ KINDS = {
     "biased silu": {"activation": "silu", "bias": True},
 }
 each_kind = pytest.mark.parametrize("kind", KINDS)
+each_plain_kind = pytest.mark.parametrize("kind", [kind for kind, chosen in KINDS.items() if "bias" not in chosen])
 
 
 def sequences(case, seed=0):
@@ -65,10 +69,7 @@ def attended(case, kind, **more):
     return found, (jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), biases)
 
 
-@each_implementation
-@each_attention
-@each_kind
-def test_attention_is_exact(case, kind, implementation):
+def exact(case, kind, implementation):
     found, arguments = attended(case, kind, implementation=implementation)
     q, k, v, segments, times = sequences(case)
     chosen = options(case, kind)
@@ -76,6 +77,19 @@ def test_attention_is_exact(case, kind, implementation):
     for row, result in enumerate(jax.jit(found)(*arguments)):
         given = {name: value[row] for name, value in more.items()}
         close(result, naive.attention(q[row], k[row], v[row], segments[row], **chosen, **given), 2e-5)
+
+
+@each_implementation
+@each_attention
+@each_kind
+def test_attention_is_exact(case, kind, implementation):
+    exact(case, kind, implementation)
+
+
+@each_attention
+@each_plain_kind
+def test_pallas_is_exact(case, kind):
+    exact(case, kind, "interpret")
 
 
 @pytest.mark.on_cpu
@@ -90,6 +104,54 @@ def test_gradients_of_attention(case, kind):
         slopes[implementation] = jax.jit(jax.grad(lambda *a, f=found: jnp.sum(f(*a) * mix), (0, 1, 2, 3)))(*arguments)
     for one, other in zip(jax.tree.leaves(slopes["numba"]), jax.tree.leaves(slopes["reference"]), strict=True):
         close(one, np.asarray(other), 2e-5)
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+@each_plain_kind
+def test_blocks_of_pallas(kind, platform):
+    """Several of them, forward and back, as the reference has it; interpreted, as there may be no such device."""
+    rng = np.random.default_rng(3)
+    q, k, v, slope = (jnp.asarray(rng.normal(size=(2, 150, 2, width)), jnp.float32) for width in (20, 20, 9, 9))
+    segments = jnp.asarray(np.sort(rng.integers(-1, 3, (2, 150)), axis=1), jnp.int32)
+    static = {"causal": True, "activation": "softmax"} | KINDS[kind]
+    given = (q, k, v, segments, None, None, None)
+    blocks = static | {"platform": platform, "interpret": True}
+    out, logs = expected = OP.reference(*given, **static)
+    for one, other in zip(attention_pallas.attend(*given, **blocks), expected, strict=True):
+        close(one, np.asarray(other), 2e-6)
+    expected = GRADIENT.reference(*given, out, logs, slope, **static)
+    found = attention_pallas.gradient(*given, out, logs, slope, **blocks)
+    for one, other in zip(found[:3], expected[:3], strict=True):
+        close(one, np.asarray(other), 2e-6)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_pallas_lowers_for_its_platforms(platform, dtype):
+    """To Triton and to Mosaic, which refuse shapes and operations that a device would not take."""
+    q = jnp.zeros((2, 150, 2, 20), dtype)
+    given = (q, q, q, jnp.zeros((2, 150), jnp.int32), None, None, None)
+    static = {"causal": True, "activation": "softmax", "platform": "gpu" if platform == "cuda" else "tpu"}
+
+    def both(q, k, v, segments):
+        out, logs = attention_pallas.attend(q, k, v, segments, None, None, None, **static)
+        return attention_pallas.gradient(q, k, v, segments, None, None, None, out, logs, out, **static)
+
+    device = AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    mesh = AbstractMesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh) if platform == "tpu" else contextlib.nullcontext():
+        text = jax.jit(both).trace(*given[:4]).lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("custom_call") >= 3
+
+
+@pytest.mark.on_cpu
+def test_what_pallas_does_not_take():
+    found, arguments = attended(ATTENTION[2], "biased", implementation="interpret")
+    with pytest.raises(NotImplementedError, match=r"are not looked up on accelerators.*would take \"numba\""):
+        found(*arguments)
+    found, arguments = attended(ATTENTION[2], "softmax", implementation="pallas")
+    with pytest.raises(NotImplementedError, match="not to be had in this process"):
+        found(*arguments)
 
 
 @each_kind
