@@ -32,7 +32,8 @@ class SASRec(nnx.Module):
         dtype, param_dtype, implementation: See `layers.Linear`.
         rngs: Random numbers.
 
-    Source: Kang, McAuley 2018, "Self-Attentive Sequential Recommendation".
+    Source: Kang, McAuley 2018, "Self-Attentive Sequential Recommendation"; scaled and begun as by Klenitskiy, Vasilev
+    2023, "Turning Dross Into Gold Loss: Is BERT4Rec Really Better than SASRec?".
 
     >>> model = SASRec(5, width=4, length=3, rngs=nnx.Rngs(0))
     >>> model(jnp.array([-1, 2, 4])).shape, model.item_table().shape

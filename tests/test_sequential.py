@@ -5,14 +5,19 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from affinax import models
 from affinax.engine.data import InteractionError, Interactions, Sequences
 from affinax.engine.evaluation import evaluate
 from affinax.engine.factorization import fit
 from affinax.engine.retrieval import recommend, similar_items, with_history
+from affinax.engine.training import gradient_step
+from affinax.engine.training.gradient_descent import start_training
+from affinax.kernels.cross_entropy import cross_entropy
 from affinax.models.transformer import rotated
 
 from . import naive
@@ -276,6 +281,32 @@ def test_models_that_cannot_be(build, message):
 def test_foreign_items():
     with pytest.raises(InteractionError, match=r"id 11 at \[1\] is outside \[0, 11\)"):
         made("SASRec")[0](np.array([0, N_ITEMS]))
+
+
+def test_a_mesh_shares_batches_and_tables():
+    """A step on eight devices is the step on one."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    model = models.SASRec(64, width=8, length=LENGTH, dropout=0.0, implementation="reference", rngs=nnx.Rngs(0))
+    items = jnp.asarray(RNG.integers(0, 64, (8, LENGTH + 1)), jnp.int32)
+    optimizer = optax.sgd(0.1, momentum=0.9)
+
+    def loss(model, batch, key):
+        hidden = model(batch[:, :-1]).reshape(-1, 8)
+        weights = jnp.full(hidden.shape[0], 1 / hidden.shape[0])
+        table, labels = model.item_table(), batch[:, 1:].reshape(-1)
+        return cross_entropy(hidden, table, labels, weights, implementation="reference")
+
+    step, state = gradient_step(loss, optimizer), start_training(model, optimizer)
+    alone, _ = jax.jit(step)(jax.random.key(0), state, items)
+    places = models.shardings(state, mesh)
+    state = jax.device_put(state, places)
+    batch = jax.device_put(items, NamedSharding(mesh, PartitionSpec("data")))
+    shared, _ = jax.jit(step, out_shardings=(places, None))(jax.random.key(0), state, batch)
+    table = shared.parameters.items.embedding.table[...]
+    assert table.sharding.spec == PartitionSpec("model", None)
+    assert len(table.addressable_shards) == 8
+    for one, other in zip(jax.tree.leaves(alone), jax.tree.leaves(shared), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
 # As recommenders
