@@ -167,13 +167,17 @@ class Recommender:
         return _frame("similar_to", names, np.asarray(ids), np.asarray(scores), item_ids)
 
     def fold_in(self, history: Sequence[Any]) -> np.ndarray:
-        """The vector `[rank]` of someone who has met these items (ids or titles), from the fixed item vectors.
+        """The vector `[rank]` of someone who has met these items (ids or titles); see `engine.retrieval.fold_in`.
 
         Raises:
             InteractionError: An unknown item, or an empty history.
             ValueError: A model without vectors.
         """
-        return np.asarray(fold_in(self._factors(), self._newcomer(history)))[0]
+        newcomer, model = self._newcomer(history), self.model
+        of_network = hasattr(model, "network") and hasattr(model, "queries")
+        if not of_network and not isinstance(model, BayesianFactors | Factors | FeedbackFactors):
+            raise ValueError(f"{self.algorithm} has no vectors to fold a history into")
+        return np.asarray(fold_in(model, newcomer))[0]
 
     def evaluate(self, test: Any, k: int = 10) -> Evaluation:
         """Ranking metrics on held-out interactions, training items left out, over the full catalogue.
@@ -257,11 +261,6 @@ class Recommender:
         settings = "".join(f", {name}={value!r}" for name, value in self.parameters.items())
         state = "not fitted" if self._train is None else f"fitted on {self._train.nnz:,} interactions"
         return f"<Recommender {self.algorithm}{settings}, {state}>"
-
-    def _factors(self) -> BayesianFactors | Factors | FeedbackFactors:
-        if self.train is not None and not isinstance(self.model, BayesianFactors | Factors | FeedbackFactors):
-            raise ValueError(f"{self.algorithm} has no vectors to fold a history into")
-        return self.model
 
     def _rows_of(self, users: list[Any]) -> np.ndarray:
         rows = self.user_ids.indices(users, unknown="mark")

@@ -38,13 +38,19 @@ def measured(model: Any, known: Sequences, test: Interactions) -> dict[str, floa
     return {name: float(np.mean(values)) for name, values in found.values.items()}
 
 
-def trained(name: str, algorithm: Any, x: Sequences, *, epochs: int, every: int, patience: int, seed: int = 0) -> None:
-    """Trains on all but the last two of each user, tests what validates best, and records both with the curve."""
+def trained(
+    name: str, algorithm: Any, x: Sequences, *, epochs: int, every: int | None = None, patience: int | None = None
+) -> None:
+    """Trains on all but the last of each user, tests on these, and records it with the curve.
+
+    With `every`, all but the last two are trained on, the last but one validates after so many epochs, and what does
+    best there is tested.
+    """
     known, test = x.leave_last()
-    train, validation = known.leave_last()
+    train, validation = known.leave_last() if every else (known, None)
+    steps = algorithm.batches(train, np.zeros(2, np.uint32)).steps(1)
     curve: list[dict[str, float]] = []
     began = time.perf_counter()
-    steps = algorithm.batches(train, np.zeros(2, np.uint32)).steps(1)
 
     def validate(model: Any) -> float:
         found = measured(model, train, validation)
@@ -52,72 +58,38 @@ def trained(name: str, algorithm: Any, x: Sequences, *, epochs: int, every: int,
         record("sequences", {f"{name}, curve so far": curve})
         return found["ndcg_at_10"]
 
+    chosen = {"validate": validate, "validate_every": every * steps, "patience": patience} if every else {}
     model, history = fit(
         algorithm,
         train,
-        key=jax.random.key(seed),
-        epochs=epochs,
-        validate=validate,
-        validate_every=every * steps,
-        patience=patience,
-        checkpoint=RUNS / name.replace(" ", "-"),
-        callback=lambda *_: time.perf_counter() - began > 60 * MINUTES,
-        progress=False,
-    )
-    found = measured(model, known, test)
-    epoch_seconds = float(np.median(history.seconds)) * steps
-    record(
-        "sequences",
-        {
-            name: found
-            | {
-                "stopped by": history.stopped,
-                "epochs": len(history.loss) / steps,
-                "seconds an epoch": epoch_seconds,
-                "waiting for batches, share": history.waited / float(history.seconds.sum()),
-                "validation ndcg_at_10": history.validation.tolist() if history.validation is not None else None,
-                "validated after epochs": (np.asarray(history.validated) / steps).tolist(),
-            }
-        },
-    )
-
-
-def trained_to_the_end(name: str, algorithm: Any, x: Sequences, *, epochs: int, seed: int = 0) -> None:
-    """Trains on all but the last of each user for so many epochs and tests then: without a validation item."""
-    known, test = x.leave_last()
-    steps = algorithm.batches(known, np.zeros(2, np.uint32)).steps(1)
-    began = time.perf_counter()
-    model, history = fit(
-        algorithm,
-        known,
-        key=jax.random.key(seed),
+        key=jax.random.key(0),
         epochs=epochs,
         checkpoint=RUNS / name.replace(" ", "-"),
-        checkpoint_every=10 * steps,
+        checkpoint_every=(every or 10) * steps,
         callback=lambda *_: time.perf_counter() - began > 60 * MINUTES,
         progress=False,
+        **chosen,
     )
-    found = measured(model, known, test)
-    curve = [float(np.mean(history.loss[first : first + steps])) for first in range(0, len(history.loss), steps)]
-    record(
-        "sequences",
-        {
-            name: found
-            | {
-                "stopped by": history.stopped,
-                "epochs": len(history.loss) / steps,
-                "seconds an epoch": float(np.median(history.seconds)) * steps,
-                "loss of each epoch": curve,
-            }
-        },
-    )
+    found = measured(model, known, test) | {
+        "stopped by": history.stopped,
+        "epochs": len(history.loss) / steps,
+        "seconds an epoch": float(np.median(history.seconds)) * steps,
+        "waiting for batches, share": history.waited / float(history.seconds.sum()),
+    }
+    if history.validation is None:
+        begins = range(0, len(history.loss), steps)
+        found["loss of each epoch"] = [float(np.mean(history.loss[begin : begin + steps])) for begin in begins]
+    else:
+        found["validation ndcg_at_10"] = history.validation.tolist()
+        found["validated after epochs"] = (np.asarray(history.validated) / steps).tolist()
+    record("sequences", {name: found})
 
 
 def test_hstu_on_movielens():
     """By the second protocol: all items, no validation item, a fixed number of epochs."""
     options = {"loss": "sampled_softmax", "negatives": 128, "temperature": 0.05, "batch_size": 69}
     algorithm = models.sequence_retriever(models.HSTU, width=50, blocks=2, length=200, dropout=0.2, **options)
-    trained_to_the_end("HSTU on ML-1M", algorithm, movielens_1m(least=1), epochs=101)
+    trained("HSTU on ML-1M", algorithm, movielens_1m(least=1), epochs=101)
 
 
 def test_bert4rec_on_movielens():

@@ -205,6 +205,10 @@ def test_a_recommender_saves_and_loads_what_it_knows_of_items(tmp_path):
         assert one.equals(other)
         if algorithm == "sasrec":
             assert loaded.recommend(history=[7, 15], k=2).height == 2  # items that nobody met
+            assert loaded.fold_in([7, 15]).shape == (8,)
+        else:
+            with pytest.raises(ValueError, match="read no histories"):
+                loaded.fold_in([7, 15])
 
 
 def test_content_needs_a_side_table():

@@ -27,7 +27,7 @@ History = CSR | SparseMatrix | Interactions
 
 
 def fold_in(
-    model: Factors | FeedbackFactors | BayesianFactors,
+    model: Any,
     history: Any,
     *,
     side: str = "users",
@@ -38,10 +38,11 @@ def fold_in(
     """Vectors of new users (or items): the training objective of their histories at its minimum, all else fixed.
 
     For a least-squares factorization that is one exact half sweep, differentiable in the histories' values and in the
-    model; for `bpr`, `logistic_mf` and `softmax_mf` (new users only) see `fold_in_by_ranking`.
+    model; for `bpr`, `logistic_mf` and `softmax_mf` (new users only) see `fold_in_by_ranking`; of a network that reads
+    histories it is what it makes of them.
 
     Args:
-        model: `Factors`, or `FeedbackFactors` or `BayesianFactors` (new users only).
+        model: `Factors`; or `FeedbackFactors`, `BayesianFactors`, `SequenceNetwork` or `TowerNetwork` (new users only).
         history: A row for each newcomer: `Interactions`, a scipy sparse matrix `[batch, n_items]`, or a `CSR`
             (for side "items", `[batch, n_users]`).
         side: "users", or "items" for new items from the users who met them.
@@ -50,8 +51,8 @@ def fold_in(
         implementation: See `kernels.op.dispatch`.
 
     Returns:
-        `[batch, rank]`; 0, or for `BayesianFactors` the prior's mean, for a newcomer without history. `with_history`
-        gives them as a model, biases included.
+        `[batch, rank]`, of a network the `queries` of the newcomers; 0, or for `BayesianFactors` the prior's mean, for
+        one without history. `with_history` gives them as a model, biases included.
 
     Raises:
         InteractionError: A history that names rows the model does not have.
@@ -67,12 +68,15 @@ def fold_in(
     >>> [round(x, 4) for x in fold_in(model, history)[0].tolist()]
     [1.2, 1.4]
     """
-    if isinstance(model, FeedbackFactors | BayesianFactors):
+    of_network = hasattr(model, "network") and hasattr(model, "queries")
+    if of_network or isinstance(model, FeedbackFactors | BayesianFactors):
+        name = type(model.network if of_network else model).__name__
         if side != "users" or gram is not None:
-            raise ValueError("svd_plus_plus and bayesian_mf fold in users only, and need no gram")
+            raise ValueError(f"{name} folds in users only, and needs no gram: {side=}")
         if implementation != "auto":
-            raise ValueError(f"svd_plus_plus and bayesian_mf fold in by one implementation, not by {implementation=}")
-        return model.with_history(_as_rows(history, model.n_items, "item")).users
+            raise ValueError(f"{name} folds in by one implementation, not by {implementation=}")
+        folded = with_history(model, history)
+        return folded.queries(jnp.arange(folded.n_users, dtype=jnp.int32)) if of_network else folded.users
     return _solved(model, history, side, gram, key, implementation)[0]
 
 
