@@ -186,13 +186,13 @@ def _pallas_supports(queries, keys, values, segments, times, position_bias, time
     return "biases of distance and time are not looked up on accelerators" if biases else None
 
 
-def _by_pallas(name: str, platform: str) -> Callable[..., Any]:
+def _by_pallas(name: str) -> Callable[..., Any]:
     """One of `attention_pallas`, which is imported where it is used: it takes its time."""
 
     def call(*arguments: Any, **static: Any) -> Any:
         from . import attention_pallas
 
-        return getattr(attention_pallas, name)(*arguments, platform=platform, **static)
+        return getattr(attention_pallas, name)(*arguments, **static)
 
     return call
 
@@ -202,8 +202,7 @@ OP = Op(
     _reference,
     _supports,
     numba=attention_numba.attend,
-    pallas_gpu=_by_pallas("attend", "gpu"),
-    pallas_tpu=_by_pallas("attend", "tpu"),
+    pallas_tpu=_by_pallas("attend"),
     pallas_supports=_pallas_supports,
 )
 GRADIENT = Op(
@@ -211,7 +210,6 @@ GRADIENT = Op(
     _gradient_reference,
     _supports,
     numba=attention_numba.gradient,
-    pallas_gpu=_by_pallas("gradient", "gpu"),
-    pallas_tpu=_by_pallas("gradient", "tpu"),
+    pallas_tpu=_by_pallas("gradient"),
     pallas_supports=_pallas_supports,
 )

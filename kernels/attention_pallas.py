@@ -1,4 +1,4 @@
-"""Attention on accelerators by Pallas: blocks of queries against blocks of keys, whose scores are never written out."""
+"""Attention on TPU by Pallas: blocks of queries against blocks of keys, whose scores are never written out."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu
 
+_PLACES = 128  # in a block
 _FARTHEST = float(jnp.finfo(jnp.float32).min)
 
 
-def attend(
-    queries, keys, values, segments, times, position_bias, time_bias, *, causal, activation, platform, interpret=False
-):
+def attend(queries, keys, values, segments, times, position_bias, time_bias, *, causal, activation, interpret=False):
     """See `attention`; also the logarithm of each softmax's sum, `[batch, heads, length]`."""
     del times, position_bias, time_bias  # which `supports` refuses
-    call = _Call(queries, segments, causal, activation, platform, interpret)
-    depth = values.shape[-1]
+    call = _Call(queries, segments, causal, activation, interpret)
     q, k, v = (call.by_head(array) for array in (queries, keys, values))
     kernel = functools.partial(_forward, **call.static)
     block, whole = call.block_of, call.whole_of
@@ -29,7 +28,7 @@ def attend(
         [(q, block(q)), (k, whole(k)), (v, whole(v)), (call.column, call.of_rows), (call.row, call.of_all)],
         [(jax.ShapeDtypeStruct(v.shape, values.dtype), block(v)), (call.numbers_of_rows(), call.number)],
     )
-    return call.by_place(out, depth), logs[:, : call.length, 0].reshape(call.batch, call.heads, call.length)
+    return call.by_place(out), logs[:, : call.length, 0].reshape(call.batch, call.heads, call.length)
 
 
 def gradient(
@@ -46,12 +45,11 @@ def gradient(
     *,
     causal,
     activation,
-    platform,
     interpret=False,
 ):
     """Of queries, keys and values; and None for the biases, which there are none of."""
     del times, position_bias, time_bias
-    call = _Call(queries, segments, causal, activation, platform, interpret)
+    call = _Call(queries, segments, causal, activation, interpret)
     q, k, v, slopes = (call.by_head(array) for array in (queries, keys, values, slope))
     products = jnp.einsum("blhd,blhd->bhl", out, slope, preferred_element_type=jnp.float32)
     flat = (jnp.pad(a.reshape(-1, 1, call.length), ((0, 0), (0, 0), (0, call.padding))) for a in (logs, products))
@@ -76,20 +74,18 @@ def gradient(
         given(True),
         [(jax.ShapeDtypeStruct(a.shape, a.dtype), block(a)) for a in (k, v)],
     )
-    widths = queries.shape[-1], keys.shape[-1], values.shape[-1]
-    found = (call.by_place(a, width) for a, width in zip((of_queries, of_keys, of_values), widths, strict=True))
-    return *found, None, None
+    return *(call.by_place(a) for a in (of_queries, of_keys, of_values)), None, None
 
 
 class _Call:
-    """Shapes of one call: heads are the first axis, lengths whole blocks, and widths what the platform multiplies."""
+    """Shapes of one call: heads are the first axis, and lengths are whole blocks."""
 
-    def __init__(self, queries, segments, causal, activation, platform, interpret):
+    def __init__(self, queries, segments, causal, activation, interpret):
         self.batch, self.length, self.heads, width = queries.shape
-        self.size = {"tpu": 128, "gpu": 64}[platform]
+        self.size = _PLACES
         self.padding = -self.length % self.size
         self.blocks = (self.length + self.padding) // self.size
-        self.platform, self.interpret = platform, interpret
+        self.interpret = interpret
         self.static = {"causal": causal, "activation": activation, "size": self.size, "blocks": self.blocks}
         self.static |= {"length": self.length, "scale": width**-0.5, "exact": queries.dtype == jnp.float32}
         padded = jnp.pad(segments, ((0, 0), (0, self.padding)), constant_values=-1)
@@ -101,11 +97,11 @@ class _Call:
     def by_head(self, array: jax.Array) -> jax.Array:
         """`[batch x heads, length, width]`, padded with zeros."""
         rows = jnp.swapaxes(array, 1, 2).reshape(-1, self.length, array.shape[-1])
-        return jnp.pad(rows, ((0, 0), (0, self.padding), (0, _padded(array.shape[-1]) - array.shape[-1])))
+        return jnp.pad(rows, ((0, 0), (0, self.padding), (0, 0)))
 
-    def by_place(self, rows: jax.Array, width: int) -> jax.Array:
+    def by_place(self, rows: jax.Array) -> jax.Array:
         """The inverse."""
-        cut = rows[:, : self.length, :width].reshape(self.batch, self.heads, self.length, width)
+        cut = rows[:, : self.length].reshape(self.batch, self.heads, self.length, -1)
         return jnp.swapaxes(cut, 1, 2)
 
     def block_of(self, array: jax.Array) -> Any:
@@ -118,28 +114,15 @@ class _Call:
         return jax.ShapeDtypeStruct((self.batch * self.heads, self.blocks * self.size, 1), jnp.float32)
 
     def run(self, kernel: Callable[..., None], given: list[tuple[Any, Any]], made: list[tuple[Any, Any]]) -> Any:
-        options: dict[str, Any] = {"interpret": self.interpret}
-        if self.platform == "gpu":
-            from jax.experimental.pallas import triton
-
-            options["compiler_params"] = triton.CompilerParams(num_warps=4, num_stages=2)
-        else:
-            from jax.experimental.pallas import tpu
-
-            options["compiler_params"] = tpu.CompilerParams(dimension_semantics=("parallel", "parallel"))
         return pl.pallas_call(
             kernel,
             grid=(self.batch * self.heads, self.blocks),
             in_specs=[spec for _, spec in given],
             out_specs=[spec for _, spec in made],
             out_shape=[shape for shape, _ in made],
-            **options,
+            compiler_params=tpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
+            interpret=self.interpret,
         )(*(array for array, _ in given))
-
-
-def _padded(width: int) -> int:
-    """To a power of two, of 16 or more."""
-    return max(16, 1 << (width - 1).bit_length())
 
 
 def _product(a: jax.Array, b: jax.Array, axes: tuple[int, int], exact: bool) -> jax.Array:

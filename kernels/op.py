@@ -20,8 +20,8 @@ class Op(NamedTuple):
         supports: `supports(*arguments, **static)` returns None where the other implementations can
             take these shapes and dtypes, else the reason why not.
         numba: On CPU, called from inside jit through `kernels.xla_ffi`.
-        pallas_gpu: On GPU, by Triton.
-        pallas_tpu: On TPU, by Mosaic.
+        pallas_gpu: Mosaic GPU.
+        pallas_tpu: Mosaic TPU.
         pallas_supports: What these two refuse besides, in the manner of `supports`; None for nothing.
         automatic: Platforms on which "auto" takes them: those where they were measured and are ahead of the reference.
     """
