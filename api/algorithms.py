@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from .engine.data import Interactions
+from .engine.data import Interactions, Sequences
 from .engine.factorization import (
     bayesian_mf,
     biased_mf,
@@ -172,7 +172,13 @@ def builder(name: str, interactions: Interactions) -> Callable[..., Any]:
 
 
 def train(
-    name: str, interactions: Interactions, *, seed: int = 0, parameters: dict[str, Any] | None = None, **options: Any
+    name: str,
+    interactions: Interactions,
+    *,
+    seed: int = 0,
+    parameters: dict[str, Any] | None = None,
+    sequences: Sequences | None = None,
+    **options: Any,
 ) -> tuple[Any, History | None]:
     """Trains an algorithm by name: `(model, history)`.
 
@@ -181,6 +187,7 @@ def train(
         interactions: What to train on.
         seed: Of the random key.
         parameters: Of the algorithm, and "steps".
+        sequences: What networks on sequences train on instead.
         **options: Passed to `fit`, such as `callback` and `progress`.
 
     Raises:
@@ -195,6 +202,7 @@ def train(
         if idle:
             raise ValueError(f"{name} takes no steps, so that {idle} would do nothing")
         return solve(build, interactions, parameters, key), None
-    model, history = fit(build(**parameters), interactions, key=key, epochs=steps, **options)
+    data = sequences if sequences is not None and isinstance(algorithm.build, SequenceRetriever) else interactions
+    model, history = fit(build(**parameters), data, key=key, epochs=steps, **options)
     # What an optimizer remembers serves no answer.
     return (model._replace(training=None) if hasattr(model, "training") else model), history

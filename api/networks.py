@@ -38,7 +38,7 @@ class SequenceRetriever:
     """`models.sequence_retriever` of one network; see `PairRanker`.
 
     >>> sorted(inspect.signature(SequenceRetriever("SASRec")).parameters)[:4]
-    ['batch_size', 'blocks', 'calibration', 'dropout']
+    ['batch_size', 'blocks', 'calibration', 'content']
     """
 
     def __init__(self, network: str):

@@ -12,7 +12,7 @@ import numpy as np
 
 from .algorithms import checked_parameters, train
 from .engine import storage
-from .engine.data import Interactions, Vocabulary, clean, read_interactions
+from .engine.data import Interactions, Sequences, Vocabulary, clean, read_interactions, read_side_table
 from .engine.errors import InteractionError, ModelFileError
 from .engine.evaluation import Evaluation, evaluate
 from .engine.factorization import BayesianFactors, Factors, FeedbackFactors, History
@@ -56,19 +56,36 @@ class Recommender:
         self.history: History | None = None
         self._train: Interactions | None = None
 
-    def fit(self, data: Any, **options: Any) -> Recommender:
+    def fit(self, data: Any, *, user_features: Any = None, item_features: Any = None, **options: Any) -> Recommender:
         """Trains, and returns the recommender itself.
 
         Args:
-            data: `Interactions`, a path to a file, or anything `clean` takes: frames, sparse matrices, arrays.
+            data: `Interactions`, a path to a file, or anything `clean` takes: frames, sparse matrices, arrays; or
+                `Sequences`, which networks on sequences read as they are, with repetitions, and others as the pairs in
+                them.
+            user_features: A side table of the users, a frame or a path, with their ids in a column "user"; all users of
+                the data must be in it.
+            item_features: Likewise of the items; those that nobody met can be recommended by their content.
             **options: Passed to `engine.factorization.fit`, such as `callback`, `validate` and `progress` (by default
                 a progress bar is shown where the error stream is a terminal).
 
         Raises:
             InteractionError: Data that cannot be used; see `clean`.
-            ValueError: The algorithm needs values and there are none.
+            FeatureError: A side table that cannot be read, or has no ids.
+            ValueError: The algorithm needs values and there are none, or side tables beside data that are encoded
+                already.
         """
-        interactions = _interactions(data)
+        tables = {"user": user_features, "item": item_features}
+        given = {side: read_side_table(table, side) for side, table in tables.items() if table is not None}
+        if given and isinstance(data, Interactions | Sequences):
+            raise ValueError(
+                f"{', '.join(f'{side}_features' for side in given)} go with raw data, whose ids they have; to encoded "
+                "data dataclasses.replace(data, item_features=frame) gives a table"
+            )
+        sequences = data if isinstance(data, Sequences) else None
+        found = _interactions(data, **{f"{side}_ids": ids for side, (ids, _) in given.items()})
+        interactions = replace(found, **{f"{side}_features": frame for side, (_, frame) in given.items()})
+        options |= {} if sequences is None else {"sequences": sequences}
         self.model, self.history = train(
             self.algorithm, interactions, seed=self.seed, parameters=self.parameters, **options
         )
@@ -300,8 +317,8 @@ def _listed(ids: Any) -> tuple[list[Any], bool]:
 
 
 def _interactions(data: Any, **vocabularies: Any) -> Interactions:
-    if isinstance(data, Interactions):
-        return data
+    if isinstance(data, Interactions | Sequences):
+        return data if isinstance(data, Interactions) else data.interactions()
     if isinstance(data, (str, Path)):
         return read_interactions(data, **vocabularies)
     return clean(data, **vocabularies)

@@ -91,7 +91,7 @@ def flatten(model: Any, name: str = "model") -> tuple[dict[str, np.ndarray], dic
             arrays |= inner
         elif is_dataclass(value) and not isinstance(value, type):
             fields[field] = {"type": type(value).__name__, "static": asdict(value)}
-        elif field == "network":
+        elif field == "network" and "blueprint" in parts:
             leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(value)}
             fields[field] = {"leaves": {path: f"{name}.{field}{path}" for path in leaves}}
             arrays |= {f"{name}.{field}{path}": np.asarray(leaf) for path, leaf in leaves.items()}
@@ -117,7 +117,7 @@ def restore(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
     if "static" in described:
         return kind(**{name: _hashable(field) for name, field in described["static"].items()})
     parts = dict(described["fields"])
-    places = parts.pop("network")["leaves"] if "network" in parts else None
+    places = parts.pop("network")["leaves"] if "blueprint" in parts else None
     fields = {name: value(field) for name, field in parts.items()}
     if places is not None:
         fields["network"] = _filled(fields["blueprint"], {path: arrays[name] for path, name in places.items()})

@@ -16,6 +16,7 @@ from .op import Implementation, Op, dispatch
 
 Activation = Literal["softmax", "silu"]
 _QUERIES = 256  # whose scores are held at a time
+_VECTOR_MEMORY = 12 << 20  # bytes that a TPU has for them
 _BUCKETS_A_DECADE = 1 / 0.301  # one for each doubling
 
 
@@ -182,8 +183,15 @@ def _supports(*arrays: Any, **static: Any) -> str | None:
 
 
 def _pallas_supports(queries, keys, values, segments, times, position_bias, time_bias, *_: Any, **static: Any):
-    biases = position_bias is not None or time_bias is not None
-    return "biases of distance and time are not looked up on accelerators" if biases else None
+    if not all(a.size for a in (queries, keys, values)):
+        return "nothing is to be attended to"
+    if position_bias is not None or time_bias is not None:
+        return "biases of distance and time are not looked up on accelerators"
+    if {queries.dtype, keys.dtype, values.dtype} not in ({jnp.dtype(jnp.float32)}, {jnp.dtype(jnp.bfloat16)}):
+        return f"arrays of {queries.dtype}, {keys.dtype} and {values.dtype} must all be float32 or bfloat16"
+    widest = -(-max(keys.shape[-1], values.shape[-1]) // 128) * 128
+    taken = 4 * keys.shape[1] * widest * keys.dtype.itemsize  # two arrays, the next head's behind this one's
+    return f"{keys.shape[1]:,} places take {taken:,} bytes of {_VECTOR_MEMORY:,}" if taken > _VECTOR_MEMORY else None
 
 
 def _by_pallas(name: str) -> Callable[..., Any]:

@@ -22,7 +22,7 @@ class Op(NamedTuple):
         numba: On CPU, called from inside jit through `kernels.xla_ffi`.
         pallas_gpu: Mosaic GPU.
         pallas_tpu: Mosaic TPU.
-        pallas_supports: What these two refuse besides, in the manner of `supports`; None for nothing.
+        pallas_supports: That of these two, where it is another.
         automatic: Platforms on which "auto" takes them: those where they were measured and are ahead of the reference.
     """
 
@@ -78,7 +78,7 @@ def dispatch(op: Op, *arguments: Any, implementation: Implementation = "auto", *
         special = {p: f for p, f in available.items() if p in op.automatic and not _reason(op, p, arguments, static)}
         if not special:
             return op.reference(*arguments, **static)
-        if platforms() == special.keys():
+        if platforms() == {"cpu"}:
             return special["cpu"](*arguments, **static)
         branches = {p: functools.partial(f, **static) for p, f in special.items()}
         return jax.lax.platform_dependent(*arguments, default=functools.partial(op.reference, **static), **branches)
@@ -94,14 +94,13 @@ def dispatch(op: Op, *arguments: Any, implementation: Implementation = "auto", *
             f'implementation="{implementation}" is not to be had in this process, which has '
             f"{', '.join(sorted(platforms()))}"
         )
-        automatic = "numba" if "cpu" in available and jax.default_backend() == "cpu" else "reference"
+        numba = "cpu" in available and jax.default_backend() == "cpu" and not _reason(op, "cpu", arguments, static)
+        automatic = "numba" if numba else "reference"
         raise NotImplementedError(f'kernels.{op.name}: {reason}. "auto" would take "{automatic}".')
     return runnable[platform](*arguments, **static)
 
 
 def _reason(op: Op, platform: str, arguments: tuple[Any, ...], static: dict[str, Any]) -> str | None:
     """Why the implementation of a platform cannot take these arguments, or None."""
-    reason = op.supports(*arguments, **static)
-    if reason or platform == "cpu" or op.pallas_supports is None:
-        return reason
-    return op.pallas_supports(*arguments, **static)
+    supports = op.supports if platform == "cpu" or op.pallas_supports is None else op.pallas_supports
+    return supports(*arguments, **static)

@@ -63,7 +63,7 @@ class FusionTransformer(nnx.Module):
         ids: Sizes = (),
         width: int = 64,
         blocks: int = 1,
-        heads: int = 2,
+        heads: int = 1,
         hidden: int | None = None,
         fusion: Fusion = "attention",
         modality_dropout: float = 0.0,
@@ -86,7 +86,10 @@ class FusionTransformer(nnx.Module):
             if not 0 <= share < 1:
                 raise ValueError(f"{name}={share} must be in [0, 1)")
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
-        self.linear = nnx.Dict({name: Linear(n, width, **shared) for name, n in {**single, **several}.items()})
+        # Of a single number a norm leaves the sign alone, unless there is something to compare it with.
+        bias = {name: nnx.initializers.normal(1.0) if n == 1 else None for name, n in {**single, **several}.items()}
+        widths = {**single, **several}.items()
+        self.linear = nnx.Dict({name: Linear(n, width, bias_init=bias[name], **shared) for name, n in widths})
         self.tables = nnx.Dict({name: FieldEmbedding(sizes, width, **shared) for name, sizes in fields.items()})
         self.modalities = nnx.Param(0.02 * jax.random.normal(rngs.params(), (len(names), width), param_dtype))
         self.norms = nnx.List(layer_norm(width, dtype, param_dtype, rngs) for _ in names)
@@ -112,17 +115,16 @@ class FusionTransformer(nnx.Module):
         Args:
             inputs: By name `[*batch, width]`, of those with several tokens `[*batch, tokens, width]`, and ids
                 `[*batch, n_fields]`, of which -1 is a missing one. A modality that is not there is missing for all.
-            where: Which examples have a modality, of those that not all have; what others hold may be anything finite.
+            where: Which examples have a modality, bool `[*batch]`, of those that not all have; what others hold may be
+                anything finite.
             key: See above.
 
         Raises:
-            InteractionError: A name that is no modality, none at all, or a number that is not finite, where numbers
-                are concrete. An example without any modality gets the vector of nothing.
+            InteractionError: A name that is no modality, none at all, shapes that do not go together, or a number that
+                is not finite, where numbers are concrete. An example without any modality gets the vector of nothing.
         """
         where = {} if where is None else where
-        unknown = sorted({*inputs, *where} - {*self.names})
-        if unknown or not inputs:
-            raise InteractionError(f"modalities {unknown} are none of {list(self.names)}; {len(inputs)} are given")
+        self._check(inputs, where)
         tokens, present = [], []
         for number, name in enumerate(self.names):
             if name not in inputs:
@@ -146,6 +148,29 @@ class FusionTransformer(nnx.Module):
             counts = jnp.sum(there, axis=-1, keepdims=True)
             weights = there / jnp.maximum(counts, 1)
         return self.end(jnp.einsum("...t,...td->...d", weights.astype(x.dtype), x))
+
+    def _check(self, inputs: Mapping[str, Array], where: Mapping[str, Array]) -> None:
+        unknown = sorted({*inputs, *where} - {*self.names})
+        if unknown:
+            raise InteractionError(f"{unknown[0]!r} is no modality of this model; it has {list(self.names)}")
+        if not inputs:
+            raise InteractionError(f"no modality is given; at least one of {list(self.names)} is needed")
+        batches = {
+            name: np.shape(array)[: np.ndim(array) - 1 - (name in self.several)] for name, array in inputs.items()
+        }
+        for name, array in inputs.items():
+            if np.ndim(array) < 1 + (name in self.several):
+                axes = "[..., tokens, width]" if name in self.several else "[..., width or ids]"
+                raise InteractionError(f"{name} has shape {list(np.shape(array))} and must be {axes}")
+        first = next(iter(batches))
+        for name, shape in {**batches, **{name: np.shape(array) for name, array in where.items()}}.items():
+            if shape != batches[first]:
+                raise InteractionError(
+                    f"{name} is of examples of shape {list(shape)}, and {first} of {list(batches[first])}"
+                )
+        for name, array in where.items():
+            if array.dtype != bool:
+                raise InteractionError(f"where of {name} is {array.dtype} and must be bool")
 
     def _encoded(self, name: str, given: Array) -> tuple[Array, Array]:
         """Tokens of one modality, `[*batch, tokens, width]`, and which of them are there."""

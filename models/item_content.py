@@ -2,56 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from ..engine.data.interactions import Interactions
 from ..engine.data.modalities import Modalities, item_modalities
 from ..engine.data.sequences import Sequences
 from ..engine.errors import FeatureError, InteractionError
-from .fusion import Fusion
+from .fusion import FusionTransformer
 from .item_vectors import ITEM
 
 
 def content_of_items(
-    x: Interactions | Sequences, content: Sequence[str] | str, fusion: Fusion, modality_dropout: float
+    x: Interactions | Sequences, content: Sequence[str] | str, met: np.ndarray, settings: Mapping[str, Any]
 ) -> tuple[Modalities | None, dict[str, Any]]:
     """Modalities of the items, on the device, and the setting `fusion` of a network; `(None, {})` without content.
 
+    An id, such as that of a category, which no item has that training met, would stay as it was drawn: it is missing.
+
+    Args:
+        x: What to train on.
+        content: Columns of its side table of items.
+        met: Which items training meets, bool `[n_items]`.
+        settings: Further ones of the `FusionTransformer`.
+
     Raises:
-        FeatureError: See `item_modalities`.
+        FeatureError: See `item_modalities`; or a column of the name "item".
         InteractionError: No side table.
     """
     if not len(content):
         return None, {}
     if x.item_features is None:
         raise InteractionError(
-            f"{content=} are columns of the items' side table, and these data have none: "
-            "dataclasses.replace(data, item_features=frame) gives it, a row for each item"
+            f"{content=} names columns of the items' side table, and these data have none: give one by "
+            "Recommender.fit(data, item_features=frame), by --item-features FILE on the command line, or, a row for "
+            "each item in the order of item_ids, by dataclasses.replace(data, item_features=frame)"
         )
     found = item_modalities(x.item_features, content)
-    settings = (*found.spec().items(), ("fusion", fusion), ("modality_dropout", modality_dropout))
-    return jax.tree.map(jnp.asarray, found), {"fusion": settings}
+    if ITEM in found.inputs:
+        raise FeatureError(f"column {ITEM!r} cannot be content: that is the name of the item itself; rename it")
+    inputs = {
+        name: np.where(np.isin(array, array[met]), array, -1) if np.issubdtype(array.dtype, np.integer) else array
+        for name, array in found.inputs.items()
+    }
+    fusion = (*found.spec().items(), *settings.items())
+    return jax.tree.map(jnp.asarray, found._replace(inputs=inputs)), {"fusion": fusion}
 
 
-def with_item_ids(modalities: Modalities | None, x: Interactions | Sequences) -> Modalities | None:
-    """The same with the id of each item as the modality "item", -1 for those that the data have no event of.
+def checked_fusion(content: Any, width: int, settings: Mapping[str, Any]) -> None:
+    """Raises ValueError for content that names no columns, or settings that no `FusionTransformer` has."""
+    several = isinstance(content, Sequence) and all(isinstance(name, str) for name in content)
+    if not several:
+        raise ValueError(f"{content=} must name columns: a sequence of texts, or a text with commas")
+    nnx.eval_shape(lambda: FusionTransformer({"content": 1}, width=width, **settings, rngs=nnx.Rngs(0)))
 
-    Raises:
-        FeatureError: There is one of that name.
-    """
+
+def with_item_ids(modalities: Modalities | None, met: np.ndarray) -> Modalities | None:
+    """The same with the id of each item as the modality "item", -1 for those that training does not meet."""
     if modalities is None:
         return None
-    if ITEM in modalities.inputs:
-        raise FeatureError(f"column {ITEM!r} cannot be a modality: that is the name of the item itself; rename it")
-    ids = np.where(met_items(x), np.arange(x.n_items), -1).astype(np.int32)[:, None]
+    ids = np.where(met, np.arange(len(met)), -1).astype(np.int32)[:, None]
     return modalities._replace(inputs={**modalities.inputs, ITEM: jnp.asarray(ids)})
-
-
-def met_items(x: Interactions | Sequences) -> np.ndarray:
-    """Which items the data have an event of, bool `[n_items]`."""
-    return np.bincount(x.items, minlength=x.n_items) > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -92,7 +93,7 @@ class ItemVectors(nnx.Module):
             key: See above.
 
         Raises:
-            ValueError: Modalities missing, or where none are read.
+            ValueError: Modalities missing, or where none are read, or not a row for each item.
         """
         if (modalities is None) != (self.fusion is None):
             raise ValueError(f"the model was made to read {'no ' if self.fusion is None else ''}modalities of items")
@@ -100,23 +101,35 @@ class ItemVectors(nnx.Module):
             assert self.embedding is not None
             return self.embedding.table[...][: self.n_items]
 
-        def fused(part: Modalities, key: PRNGKeyArray | None) -> Array:
-            assert self.fusion is not None
-            # Of variance 1 / width, so that a product of two vectors is of the order of 1 to begin with.
-            return self.fusion(part.inputs, where=part.where, key=key) * self.width**-0.5
+        fusion = self.fusion
+        for name, array in {**modalities.inputs, **modalities.where}.items():
+            if array.shape[0] != self.n_items:
+                raise ValueError(f"modality {name!r} has {array.shape[0]} rows for {self.n_items} items")
+        return by_parts(lambda part, own: fused(fusion, part, own), modalities, self.n_items, key)
 
-        n_parts = -(-self.n_items // _AT_ONCE)
-        if n_parts == 1:
-            return fused(modalities, key)
-        size = -(-self.n_items // n_parts)
 
-        def parts(array: Array) -> Array:
-            padding = [(0, n_parts * size - self.n_items), *[(0, 0)] * (array.ndim - 1)]
-            return jnp.pad(array, padding).reshape(n_parts, size, *array.shape[1:])
+def fused(fusion: FusionTransformer, modalities: Modalities, key: PRNGKeyArray | None) -> Array:
+    """What it makes of modalities, of variance 1 / width, so that products are of the order of 1 to begin with."""
+    vectors = fusion(modalities.inputs, where=modalities.where, key=key)
+    return vectors * vectors.shape[-1] ** -0.5
 
-        keys = None if key is None else jax.random.split(key, n_parts)
-        vectors = lax.map(jax.checkpoint(lambda given: fused(*given)), (jax.tree.map(parts, modalities), keys))
-        return vectors.reshape(n_parts * size, -1)[: self.n_items]
+
+def by_parts(
+    function: Callable[[Any, PRNGKeyArray | None], Array], rows: Any, n: int, key: PRNGKeyArray | None = None
+) -> Float[Array, "n width"]:
+    """`function(rows, key)` of n rows of arrays, some thousands at a time, each part with a key of its own."""
+    n_parts = -(-n // _AT_ONCE)
+    if n_parts <= 1:
+        return function(rows, key)
+    size = -(-n // n_parts)
+
+    def part(array: Array) -> Array:
+        padding = [(0, n_parts * size - n), *[(0, 0)] * (array.ndim - 1)]
+        return jnp.pad(array, padding).reshape(n_parts, size, *array.shape[1:])
+
+    keys = None if key is None else jax.random.split(key, n_parts)
+    vectors = lax.map(jax.checkpoint(lambda given: function(*given)), (jax.tree.map(part, rows), keys))
+    return vectors.reshape(n_parts * size, -1)[:n]
 
 
 def _fusion(n_items: int, width: int, settings: dict[str, Any], shared: dict[str, Any]) -> FusionTransformer:

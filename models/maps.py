@@ -19,7 +19,8 @@ def attention_maps(
     Args:
         network: `SASRec`, `BERT4Rec` or `HSTU`, whose weights are no shares and may be negative.
         items: What it takes, the oldest first, padded with -1.
-        **inputs: What it takes besides, such as `segments`.
+        **inputs: What it takes besides, such as `segments`; where items have content,
+            `table=network.items.table(model.modalities)`, both of the `SequenceNetwork`.
 
     Returns:
         `[block, …, head, i, j]`: of place i the weight of j.

@@ -23,7 +23,7 @@ from ..kernels.csr import CSR
 from .descent import network_algorithm, require_positive
 from .din import DIN
 from .fusion import Fusion
-from .item_content import content_of_items, met_items
+from .item_content import checked_fusion, content_of_items
 from .trained import Blueprint, PairNetwork, TowerNetwork
 from .two_tower import TwoTower
 
@@ -154,7 +154,7 @@ def tower_retriever(
         item_bias: Whether items have a bias, which begins as the logarithm of their share of the interactions: how
             popular an item is need not be learned by vectors then.
         content: Columns of the items' side table that are fused to one more vector of an item; see `item_modalities`.
-            An item that training has no event of is known by these alone.
+            An item that training has no event of is known by these alone, but counts for nothing in a history.
         fusion: How, by a `FusionTransformer`.
         modality_dropout: How likely one of these, or the id, is left out in a step of training.
         factors: Vectors of users and items to begin with, such as those of ALS, of the same `width`.
@@ -169,10 +169,13 @@ def tower_retriever(
     require_positive(batch_size=batch_size, length=length, learning_rate=learning_rate, temperature=temperature)
     if l2 < 0:
         raise ValueError(f"{l2=} must be at least 0")
+    of_fusion = {"fusion": fusion, "modality_dropout": modality_dropout, "dropout": dropout}
+    checked_fusion(content, width, of_fusion)
 
     def start(key: PRNGKeyArray, x: Interactions) -> TowerNetwork:
         of_users, of_items = user_and_item_fields(_checked(x), columns)
-        modalities, fused = content_of_items(x, content, fusion, modality_dropout)
+        met_items = np.bincount(x.items, minlength=x.n_items) > 0
+        modalities, fused = content_of_items(x, content, met_items, of_fusion)
         first = 0 if users else 1
         plan = Blueprint.of(
             TwoTower,
@@ -197,7 +200,7 @@ def tower_retriever(
             tables["item_bias"] = jnp.asarray(_log_shares(x) - _log_shares(x).mean())
         item_ids = of_items.ids.copy()
         if modalities is not None:
-            item_ids[~met_items(x), 0] = -1
+            item_ids[~met_items, 0] = -1
         fields = jnp.asarray(of_users.ids[:, first:]), jnp.asarray(item_ids)
         return TowerNetwork(plan.build(key, **tables), plan, *fields, met, modalities)
 

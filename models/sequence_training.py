@@ -19,7 +19,7 @@ from ..engine.training.sequence_windows import Layout, Windows, sequence_batches
 from ..kernels.cross_entropy import cross_entropy
 from .descent import network_algorithm, require_positive
 from .fusion import Fusion
-from .item_content import content_of_items, with_item_ids
+from .item_content import checked_fusion, content_of_items, with_item_ids
 from .item_vectors import ITEM
 from .trained import Blueprint, SequenceNetwork, rows_of
 
@@ -64,7 +64,7 @@ def sequence_retriever(
         windows: "last" trains on the last events of each user, "all" on all of them.
         layout: "packed" has several users in a row, "padded" one: which shows a network the same.
         content: Columns of the items' side table, which items are known by besides their ids; see `item_modalities`. An
-            item that training has no event of is known by these alone, and is no negative either.
+            item that no batch has an event of is known by these alone, and is no negative either.
         fusion: How items become one vector of these, by a `FusionTransformer`.
         modality_dropout: How likely one of these is left out, the id among them, in a step of training: so that each
             serves without the others.
@@ -85,6 +85,8 @@ def sequence_retriever(
     """
     import optax
 
+    if not isinstance(network, type):
+        raise ValueError(f"{network=} must be a class, such as models.SASRec")
     require_positive(negatives=negatives, batch_size=batch_size, learning_rate=learning_rate, temperature=temperature)
     if loss not in get_args(SequenceLoss):
         raise ValueError(f"{loss=} must be one of {get_args(SequenceLoss)}")
@@ -93,6 +95,8 @@ def sequence_retriever(
     if loss != "softmax" and negatives < 1:
         raise ValueError(f"{loss=} needs {negatives=} of at least 1")
     probe: Any = nnx.eval_shape(lambda: Blueprint.of(network, n_items=2, **settings).build(jax.random.key(0)))
+    of_fusion = {"fusion": fusion, "modality_dropout": modality_dropout, "dropout": settings.get("dropout", 0.1)}
+    checked_fusion(content, probe.items.width, of_fusion)
     cut = sequence_batches(
         batch_size,
         probe.length,
@@ -108,9 +112,13 @@ def sequence_retriever(
 
     def start(key: PRNGKeyArray, data: Any) -> SequenceNetwork:
         x = _sequences(data)
-        modalities, fused = content_of_items(x, content, fusion, modality_dropout)
+        # Of the last windows alone, some items may be in none.
+        from_end = np.repeat(x.indptr[1:], x.lengths) - np.arange(len(x))
+        read = x.items if windows == "all" else x.items[from_end <= probe.length + (not probe.masks)]
+        met = np.bincount(read, minlength=x.n_items) > 0
+        modalities, fused = content_of_items(x, content, met, of_fusion)
         plan = Blueprint.of(network, n_items=x.n_items, **settings, **fused)
-        modalities = with_item_ids(modalities, x)
+        modalities = with_item_ids(modalities, met)
         return SequenceNetwork(plan.build(key), plan, *rows_of(x, probe.times), modalities=modalities)
 
     def inputs(model: SequenceNetwork, batch: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from ..engine.data.sequences import Sequences
 from ..engine.errors import InteractionError
 from ..engine.training.gradient_descent import TrainingState
 from ..kernels.csr import CSR
+from .item_vectors import by_parts
 
 _PAIRS = 1 << 14  # that a network scores at a time
 _SEQUENCES = 128  # that a network reads at a time
@@ -133,15 +133,20 @@ class TowerNetwork(NamedTuple):
 
     def queries(self, users: Int32[Array, " batch"]) -> Float[Array, "batch width"]:
         """Vectors of users."""
-        known = self.network.users is not None
-        if self.history is None:
+        known, history = self.network.users is not None, self.history
+        if history is None:
             return self.network.user(self.user_fields[users])
+        if self.modalities is not None and history.nnz:
+            # An item that is known by its content has no vector of its own to be read in a history.
+            ids = self.item_fields[history.indices, 0]
+            history = history._replace(indices=jnp.where(ids < 0, -1, history.indices))
         # Of all users, since a traced program cannot tell how long the rows of a few are.
-        return self.network.user(self.user_fields if known else None, self.history)[users]
+        return self.network.user(self.user_fields if known else None, history)[users]
 
     def item_table(self) -> Float[Array, "n_items width"]:
         """Vectors of items, with their biases, if there are any, in the last column."""
-        return self.network.item(self.item_fields, self.modalities)
+        rows = self.item_fields, self.modalities
+        return by_parts(lambda part, _: self.network.item(*part), rows, self.n_items)
 
     @property
     def items(self) -> Float[Array, "n_items width"]:
@@ -196,29 +201,29 @@ class SequenceNetwork(NamedTuple):
     def queries(self, users: Int32[Array, " batch"]) -> Float[Array, "batch width"]:
         """Vectors of users; one who met nothing has that of an empty sequence."""
         n, vectors = users.shape[0], self._fused()
-        part = min(_SEQUENCES, max(n, 1))
+        # Few sizes, each of which compiles.
+        part = min(_SEQUENCES, 1 << max(n - 1, 0).bit_length())
         rows = jnp.pad(users, (0, -n % part)).reshape(-1, part)
-        after = lax.map(functools.partial(self._after, vectors), rows)
+        if len(rows) == 1:
+            return _last_places(self.network, *self._windows(rows[0]), vectors)[:n]
+        after = _after(self._replace(modalities=None, training=None), vectors, rows)
         return after.reshape(-1, after.shape[-1])[:n]
 
     def _fused(self) -> Array | None:
-        return None if self.modalities is None else self.network.items.table(self.modalities)
+        return None if self.modalities is None else _table(self.network.items, self.modalities)
 
-    def _after(self, vectors: Array | None, users: Array) -> Array:
-        """The vectors after the last events of some users."""
+    def _windows(self, users: Array) -> tuple[Array, Array | None]:
+        """The last items of some users, with a mask behind them where the network reads masks, and their times."""
         masks = self.network.masks
         n = self.network.length - masks
         places = self.history.indptr[users + 1][:, None] + jnp.arange(-n, 0, dtype=jnp.int32)[None, :]
         there = places >= self.history.indptr[users][:, None]
         events = jnp.maximum(places, 0)
         items = jnp.where(there, self.history.indices[events], -1) if self.history.nnz else jnp.full_like(places, -1)
-        more = {} if self.times is None else {"times": jnp.where(there, self.times[events], 0)}
+        times = None if self.times is None else jnp.where(there, self.times[events], 0)
         if masks:
             items = jnp.pad(items, ((0, 0), (0, 1)), constant_values=self.n_items)
-        after = self.network(items, table=vectors, **more)[:, -1].astype(jnp.float32)
-        if self.network.item_bias() is None:
-            return after
-        return jnp.concatenate([after, jnp.ones_like(after[:, :1])], axis=1)
+        return items, times
 
     def item_table(self) -> Float[Array, "n_items width"]:
         """Vectors of items, with their biases, if there are any, in the last column."""
@@ -243,6 +248,25 @@ class SequenceNetwork(NamedTuple):
         else:
             rows, times = history._replace(values=jnp.ones(1)), None
         return self._replace(history=rows, times=times)
+
+
+@jax.jit
+def _table(items: Any, modalities: Modalities) -> Array:
+    return items.table(modalities)
+
+
+@jax.jit
+def _last_places(network: Any, items: Array, times: Array | None, vectors: Array | None) -> Array:
+    """Vectors of the last places, with a 1 behind where items have biases."""
+    more = {} if times is None else {"times": times}
+    after = network(items, table=vectors, **more)[:, -1].astype(jnp.float32)
+    return after if network.item_bias() is None else jnp.concatenate([after, jnp.ones_like(after[:, :1])], axis=1)
+
+
+@jax.jit
+def _after(model: SequenceNetwork, vectors: Array | None, rows: Array) -> Array:
+    """Vectors of many users, some at a time."""
+    return lax.map(lambda users: _last_places(model.network, *model._windows(users), vectors), rows)
 
 
 def rows_of(x: Sequences, times: bool) -> tuple[CSR, Array | None]:

@@ -171,8 +171,7 @@ class Encoder(nnx.Module):
         start = 0.02 * jax.random.normal(rngs.params(), (length, width), param_dtype) if learned else None
         self.positions = nnx.Param(start) if learned else None
         settings = {"norm": norm, "causal": causal, "rotary": not learned, "activation": activation, "dropout": dropout}
-        # Weights of .02, so that blocks add little to begin with: SASRec on ML-1M is at an NDCG of .154 after 12 epochs
-        # so, and at .135 where the variance stays from layer to layer.
+        # Blocks add little to begin with; where the variance stays from layer to layer SASRec learns the slower.
         settings |= {
             "init": nnx.initializers.normal(0.02),
             "dtype": dtype,

@@ -16,6 +16,7 @@ from ..kernels.csr import CSR
 from ..kernels.embedding import bag
 from ..kernels.op import Implementation
 from .fusion import FusionSettings, FusionTransformer
+from .item_vectors import fused
 from .layers import Dense, FieldEmbedding
 
 
@@ -150,10 +151,8 @@ class TwoTower(nnx.Module):
         if self.fusion is not None and modalities is not None:
             if key is not None:
                 key, key_of_fusion = jax.random.split(key)
-            fused = self.fusion(modalities.inputs, where=modalities.where, key=key_of_fusion)
-            # Of variance 1 / width, as it were of a table of vectors of length 1.
-            fused = (fused * fused.shape[-1] ** -0.5).astype(parts.dtype)
-            parts = jnp.concatenate([parts, fused[..., None, :]], axis=-2)
+            content = fused(self.fusion, modalities, key_of_fusion).astype(parts.dtype)
+            parts = jnp.concatenate([parts, content[..., None, :]], axis=-2)
         vectors = self._end(parts, self.item_tower, key)
         if self.bias is None:
             return vectors

@@ -119,6 +119,13 @@ def test_every_parameter_has_a_gradient(fusion):
         assert np.abs(np.asarray(leaf)).max() > 0, path
 
 
+@each_fusion
+def test_a_single_number_counts_by_its_size(fusion):
+    model = models.FusionTransformer({"length": 1}, width=WIDTH, fusion=fusion, dropout=0.0, rngs=nnx.Rngs(1))
+    small, large = (np.asarray(model({"length": jnp.full((1, 1), number)})) for number in (0.05, 3.0))
+    assert np.abs(small - large).max() > 0.1 * np.abs(large).max()
+
+
 def test_modalities_are_left_out_in_training_but_never_all():
     model = made("late", modality_dropout=0.6)
     item, text = ({name: INPUTS[name]} for name in ("item", "text"))
@@ -141,9 +148,17 @@ def test_inputs_that_no_vector_comes_of():
     broken[2, 5] = np.nan
     for inputs, where, message in [
         ({"text": broken}, None, r"text: nan at \[2, 5\] is not finite; where= says which are missing"),
-        ({"sound": broken}, None, r"modalities \['sound'\] are none of"),
-        ({"item": INPUTS["item"]}, {"sound": WHERE["text"]}, r"modalities \['sound'\] are none of"),
-        ({}, None, "0 are given"),
+        ({"sound": broken}, None, r"'sound' is no modality of this model; it has \['text', 'image', 'item'"),
+        ({"item": INPUTS["item"]}, {"sound": WHERE["text"]}, "'sound' is no modality"),
+        ({}, None, "no modality is given; at least one of"),
+        (
+            {"text": INPUTS["text"], "item": INPUTS["item"][:2]},
+            None,
+            r"item is of examples of shape \[2\], and text of",
+        ),
+        ({"text": INPUTS["text"]}, {"text": np.array([True])}, r"text is of examples of shape \[1\]"),
+        ({"text": INPUTS["text"]}, {"text": np.ones(5, np.int32)}, "where of text is int32 and must be bool"),
+        ({"image": np.ones(6, np.float32)}, None, r"image has shape \[6\] and must be \[..., tokens, width\]"),
         ({"text": np.ones((2, 6), np.float32)}, None, "text has 6 numbers and must have 7"),
         ({"item": np.array([[4]])}, None, r"id 4 at \[0, 0\] is outside \[0, 4\)"),
     ]:

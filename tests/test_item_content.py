@@ -12,9 +12,17 @@ import pytest
 from flax import nnx
 
 from affinax import Recommender, models
-from affinax.engine.data import FeatureError, InteractionError, Interactions, Modalities, Sequences, item_modalities
+from affinax.engine.data import (
+    FeatureError,
+    InteractionError,
+    Interactions,
+    Modalities,
+    Sequences,
+    Vocabulary,
+    item_modalities,
+)
 from affinax.engine.factorization import fit
-from affinax.engine.retrieval import recommend, similar_items
+from affinax.engine.retrieval import fold_in, recommend, similar_items
 from affinax.models.item_vectors import ItemVectors
 
 RNG = np.random.default_rng(0)
@@ -64,23 +72,47 @@ def test_columns_become_modalities_by_their_type():
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        (None, "no column 'none'"),
         ([None, None], "column 'c' has no value at all"),
-        ([[1.0, 2.0], [1.0]], r"row 1: a vector of shape \[1\]; row 0 has \[2\]"),
-        ([[1.0, 2.0], [np.nan, 1.0]], "row 1: not all numbers are finite"),
-        ([1.0, np.inf], "row 1: not all numbers are finite"),
-        (pl.Series([b"a", b"b"]), "a field is of texts"),
+        ([[1.0, 2.0], [1.0]], r"row 1: a vector of shape \[1\], where row 0 has \[2\]"),
+        ([[1.0, 2.0], [np.nan, 1.0]], "row 1: nan is no finite float32"),
+        ([[1.0, 2.0], [1e300, 1.0]], r"row 1: 1e\+300 is no finite float32"),
+        ([1.0, np.inf], "row 1: inf is no finite float32"),
+        ([0.1, 0.1], "column 'c' is 0.1 in all rows that have it, which says nothing"),
+        (["|", " | "], "has no label at all"),
+        ([[[[1.0]]], [[[2.0]]]], r"row 0: \[1, 1, 1\] is no vector"),
+        (pl.Series([b"a", b"b"]), "column 'c' is Binary; content is of texts"),
     ],
 )
 def test_columns_that_are_no_modality(column, message):
-    frame = pl.DataFrame({"c": [1, 2]} if column is None else {"c": column})
-    with pytest.raises((FeatureError, InteractionError), match=message):
-        item_modalities(frame, ["none" if column is None else "c"])
+    with pytest.raises(FeatureError, match=message):
+        item_modalities(pl.DataFrame({"c": column}), ["c"])
 
 
-def test_no_column_is_no_modality():
-    with pytest.raises(FeatureError, match="no column is named"):
-        item_modalities(FILMS, [])
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (["none"], "no column 'none'"),
+        ([], r"columns \[\] must name one or more, each once"),
+        ("title, title", "must name one or more, each once"),
+        ("title,", "must name one or more, each once"),
+    ],
+)
+def test_columns_that_are_not_there(columns, message):
+    with pytest.raises(FeatureError, match=message):
+        item_modalities(FILMS, columns)
+
+
+def test_labels_are_bare():
+    found = item_modalities(pl.DataFrame({"c": ["Crime| Drama", "Drama", "Crime|", ""]}), "c")
+    np.testing.assert_array_equal(found.inputs["c"], [[0, 1], [1, -1], [0, -1], [-1, -1]])
+    # Texts of which most are different have words; the same ones are categories.
+    assert item_modalities(pl.DataFrame({"c": ["Alien", "Aliens", "Fargo", None]}), "c").spec()["vectors"]
+    assert item_modalities(pl.DataFrame({"c": ["new", "old", "old", "new"]}), "c").spec()["ids"]
+
+
+def test_a_modality_that_is_no_array_of_rows():
+    with pytest.raises(ValueError, match=r"modality 'a' is float32\[3\]"):
+        Modalities({"a": np.ones(3, np.float32)}, {}).spec()
 
 
 SPEC = {"vectors": (("vector", 4),), "ids": (("genre", (3,)),), "dropout": 0.0}
@@ -118,6 +150,13 @@ def test_many_items_are_fused_by_parts(monkeypatch):
         model.table()
     with pytest.raises(ValueError, match="made to read no modalities"):
         ItemVectors(3, 4, rngs=nnx.Rngs(0)).table(given)
+    with pytest.raises(ValueError, match="has 22 rows for 23 items"):
+        model.table(jax.tree.map(lambda rows: rows[:22], given))
+    one, other = (model.table(given, key=jax.random.key(seed)) for seed in (0, 1))
+    np.testing.assert_array_equal(one, other)  # nothing is left out by itself
+    dropping = ItemVectors(23, 8, fusion={**SPEC, "modality_dropout": 0.5}, rngs=nnx.Rngs(0))
+    one, other = (dropping.table(given, key=jax.random.key(seed)) for seed in (0, 1))
+    assert 4 < (one != other).any(axis=1).sum() < 23
     with pytest.raises(ValueError, match="is the item itself"):
         ItemVectors(3, 4, fusion={"ids": {"item": (3,)}}, rngs=nnx.Rngs(0))
 
@@ -182,7 +221,7 @@ ALGORITHMS = {
 def test_items_without_an_event_are_known_by_their_content(name):
     x, group, of_each = groups()
     data = x.interactions() if name.startswith("towers") else x
-    model, history = fit(ALGORITHMS[name](), data, key=jax.random.key(0), epochs=60)
+    model, history = fit(ALGORITHMS[name](), data, key=jax.random.key(0), epochs=40)
     assert history.loss[-1] < history.loss[0]
     cold = np.zeros(x.n_items, bool)
     cold[of_each - 1 :: of_each] = True
@@ -195,10 +234,49 @@ def test_items_without_an_event_are_known_by_their_content(name):
     assert np.mean(np.asarray(near) // of_each == np.arange(4)[:, None]) > 0.7
 
 
+@pytest.mark.parametrize("name", ["SASRec", "SASRec, gated, sampled", "towers of histories"])
+def test_training_does_not_see_items_without_an_event(name):
+    """Their content may be anything: nothing else becomes of it, and no id of theirs counts."""
+    x, _, of_each = groups()
+    cold = np.zeros(x.n_items, bool)
+    cold[of_each - 1 :: of_each] = True
+    alone = [f"only {i}" if cold[i] else kind for i, kind in enumerate(x.item_features["kind"])]
+    tables = [x.item_features.with_columns(pl.Series("kind", alone))]
+    vectors = np.array(tables[0]["vector"].to_list())
+    vectors[cold] = 100.0
+    tables.append(tables[0].with_columns(pl.Series("vector", vectors.tolist())))
+    found = []
+    for table in tables:
+        data = replace(x, item_features=table)
+        data = data.interactions() if name.startswith("towers") else data
+        model, _ = fit(ALGORITHMS[name](), data, key=jax.random.key(0), steps=3)
+        found.append(model)
+    for one, other in zip(*(jax.tree.leaves(model.network) for model in found), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert (np.asarray(found[0].modalities.inputs["kind"])[cold] == -1).all()
+    ids = found[0].item_fields[:, 0] if name.startswith("towers") else found[0].modalities.inputs["item"][:, 0]
+    np.testing.assert_array_equal(np.asarray(ids) == -1, cold)
+    if name == "towers of histories":
+        both = Interactions.from_coo([0, 1, 1], [0, 0, 7], n_items=x.n_items)
+        of_both = fold_in(found[0], both)
+        np.testing.assert_array_equal(of_both[0], of_both[1])  # which knows nothing of the cold item 7
+
+
+def test_items_in_no_last_window_have_no_id_of_their_own():
+    x, _, _ = groups()
+    last = models.sequence_retriever(models.SASRec, length=2, **QUICK)
+    every = models.sequence_retriever(models.SASRec, length=2, windows="all", **QUICK)
+    short = x.select(np.tile([True] * 5, x.n_users) & ((x.items != 0) | (np.arange(len(x)) % 5 == 0)))
+    for algorithm, known in ((last, False), (every, True)):
+        model, _ = fit(algorithm, short, key=jax.random.key(0), steps=1)
+        assert (int(model.modalities.inputs["item"][0, 0]) == 0) == known
+
+
 def test_a_recommender_saves_and_loads_what_it_knows_of_items(tmp_path):
     x, _, _ = groups()
+    x = replace(x, item_features=x.item_features.rename({"kind": "network"}))  # as a part of a model is called
     for algorithm in ("sasrec", "two-tower"):
-        recommender = Recommender(algorithm, content="kind, vector", width=8, steps=2).fit(x.interactions())
+        recommender = Recommender(algorithm, content="network, vector", width=8, steps=2).fit(x.interactions())
         recommender.save(tmp_path / algorithm)
         loaded = Recommender.load(tmp_path / algorithm)
         one, other = (r.recommend([0, 1], k=3) for r in (recommender, loaded))
@@ -215,7 +293,7 @@ def test_content_needs_a_side_table():
     x, _, _ = groups()
     bare = replace(x, item_features=None)
     for algorithm, data in (("SASRec", bare), ("towers", bare.interactions())):
-        with pytest.raises(InteractionError, match="are columns of the items' side table, and these data have none"):
+        with pytest.raises(InteractionError, match="names columns of the items' side table, and these data have none"):
             fit(ALGORITHMS[algorithm](), data, key=jax.random.key(0), steps=1)
     named = replace(x, item_features=pl.DataFrame({"item": np.arange(x.n_items) // 2}))
     with pytest.raises(FeatureError, match="rename it"):
@@ -225,6 +303,71 @@ def test_content_needs_a_side_table():
     towers = models.TwoTower([3], [4], width=4, history=False, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="made without modalities"):
         towers.item(jnp.array([1]), content(1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fusion": "early"}, "fusion='early' must be one of"),
+        ({"modality_dropout": 7.0}, r"modality_dropout=7.0 must be in \[0, 1\)"),
+        ({"content": 5}, "content=5 must name columns"),
+        ({"content": None}, "content=None must name columns"),
+        ({"content": ["a", 1]}, "must name columns"),
+    ],
+)
+def test_settings_out_of_range(options, message):
+    for build in (lambda **o: models.sequence_retriever(models.SASRec, **o), models.tower_retriever):
+        with pytest.raises(ValueError, match=message):
+            build(**options)
+    with pytest.raises(ValueError, match="must be a class, such as models"):
+        models.sequence_retriever("sasrec")
+
+
+def test_a_recommender_takes_side_tables_with_ids(tmp_path):
+    """In any order, of items that nobody met as well, as a frame or a file."""
+    x, group, of_each = groups()
+    names = np.array([f"i{k}" for k in range(x.n_items)])
+    frame = x.item_features.with_columns(pl.Series("item", names)).sample(fraction=1.0, shuffle=True, seed=1)
+    events = pl.DataFrame({"user": x.users, "item": names[x.items], "timestamp": x.timestamps})
+    frame.write_parquet(tmp_path / "items.parquet")
+    found = []
+    for table in (frame, frame.to_pandas(), tmp_path / "items.parquet"):
+        recommender = Recommender("sasrec", **(QUICK | {"steps": 60, "length": 8, "dropout": 0.0}))
+        recommender.fit(events, item_features=table)
+        allow = names[of_each - 1 :: of_each].tolist()
+        found.append(recommender.recommend(list(range(40)), k=1, allow=allow)["item"].to_list())
+    assert found[0] == found[1] == found[2]
+    assert np.mean([int(item[1:]) // of_each for item in found[0]] == group[:40]) > 0.9
+    with pytest.raises(ValueError, match="item_features go with raw data, whose ids they have"):
+        recommender.fit(x, item_features=frame)
+    with pytest.raises(InteractionError, match="not in the given vocabulary"):
+        recommender.fit(events, item_features=frame.head(5))
+
+
+def test_a_recommender_takes_sequences_with_repetitions():
+    lengths = np.arange(3, 13)
+    users = np.repeat(np.arange(10), lengths)
+    items = np.concatenate([(np.arange(length) + user) % 2 for user, length in enumerate(lengths)])
+    events = Sequences.from_events(users, items, n_items=3)
+    recommender = Recommender("sasrec", width=8, length=12, dropout=0.0, learning_rate=0.02, steps=60).fit(events)
+    found = recommender.recommend(list(range(10)), k=1, exclude_seen=False)
+    np.testing.assert_array_equal(found["item"].to_numpy(), (np.arange(10) + lengths) % 2)
+    assert recommender.train.nnz == 20
+    assert Recommender("popularity").fit(events).recommend(0, k=1)["item"].to_list() == [2]
+
+
+def test_side_tables_in_another_order_are_refused():
+    ids = Vocabulary(np.array(["i0", "i1", "i10"]))
+    x = replace(Interactions.from_coo([0, 0, 0], [0, 1, 2]), item_ids=ids)
+    mixed = pl.DataFrame({"item": ["i0", "i10", "i1"], "name": ["a", "b", "c"]})
+    message = "item_features, row 1, is of item 'i10' by its column 'item', and index 1 is 'i1': sort the table"
+    with pytest.raises(InteractionError, match=message):
+        replace(x, item_features=mixed)
+    assert replace(x, item_features=mixed.sort("item")).item_features["name"].to_list() == ["a", "c", "b"]
+    assert replace(x, item_features=mixed.drop("item")).item_features is not None
+    for wrong in ("items.csv", {"name": [1, 2, 3]}, mixed.lazy()):
+        with pytest.raises(InteractionError, match="a frame of polars is accepted"):
+            replace(x, item_features=wrong)
 
 
 def test_interactions_carry_the_side_table_to_sequences_and_back():

@@ -390,7 +390,7 @@ def test_networks_that_read_times_need_them():
     bare = Sequences.from_events([0, 0], [3, 4], n_items=23)
     with pytest.raises(InteractionError, match="no timestamps"):
         with_history(model, bare)
-    with pytest.raises(InteractionError, match="give the histories as Sequences"):
+    with pytest.raises(InteractionError, match="which this model reads: give Sequences"):
         with_history(model, Interactions.from_coo([0], [3], n_items=23).to_device())
     with pytest.raises(InteractionError, match="no timestamps"):
         fit(ALGORITHMS["HSTU"](), bare, key=jax.random.key(0), steps=1)

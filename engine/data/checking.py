@@ -94,3 +94,33 @@ def _require_finite(what: str, given: np.ndarray, converted: np.ndarray) -> None
             if what == "value"
             else f"{what} {given[first]} at position {first:,} is not finite ({int(wrong.sum())} such)"
         )
+
+
+def check_side_table(side: str, table: Any, n: int, ids: Any) -> None:
+    """Whether a table has a row for each user or item, in the order of their ids where a column has these.
+
+    Raises:
+        InteractionError: It has not; the message names the first row that is another's.
+    """
+    import polars as pl
+
+    if not isinstance(table, pl.DataFrame):
+        raise InteractionError(f"{side}_features is {type(table).__name__}; a frame of polars is accepted")
+    if len(table) != n:
+        raise InteractionError(f"{side}_features has {len(table)} rows for {n} {side}s")
+    if ids is None:
+        return
+    own = pl.Series(ids.ids)
+    for column in table:
+        # Another column may look like ids, too: it is one of theirs only where it has all of them.
+        same = column.dtype.is_integer() == own.dtype.is_integer() and not column.dtype.is_nested()
+        if not same or column.dtype.is_float() or column.dtype.is_temporal():
+            continue
+        given = column.cast(own.dtype, strict=False)
+        if given.null_count() or (given == own).all() or not given.sort().equals(own.sort(), check_names=False):
+            continue
+        row = int((given != own).arg_max() or 0)
+        raise InteractionError(
+            f"{side}_features, row {row:,}, is of {side} {given[row]!r} by its column {column.name!r}, and index "
+            f"{row:,} is {own[row]!r}: sort the table in the order of {side}_ids"
+        )

@@ -212,6 +212,13 @@ def _values(column: pl.Series, kind: str, separator: str, impute: bool) -> Any:
         return values
     if kind == "text":
         return column.fill_null("").to_list()
+    return labels_of(column, separator)
+
+
+def labels_of(column: pl.Series, separator: str) -> list[list[Any]]:
+    """The labels of each row of lists, or of texts such as "Crime|Drama"; none where it is missing."""
+    import polars as pl
+
     if column.dtype == pl.String:
         parts = (None if text is None else text.split(separator) for text in column)
         return [[label.strip() for label in labels or () if label.strip()] for labels in parts]

@@ -13,7 +13,7 @@ import numpy as np
 from ...kernels import csr
 from ..errors import InteractionError
 from ..memory import aligned_zeros, as_jax
-from .checking import checked_ids, checked_timestamps, checked_values
+from .checking import check_side_table, checked_ids, checked_timestamps, checked_values
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ class Interactions:
         ):
             if ids is not None and len(ids) != n:
                 raise InteractionError(f"{side}_ids has {len(ids)} ids for {n} {side}s")
-            if features is not None and len(features) != n:
-                raise InteractionError(f"{side}_features has {len(features)} rows for {n} {side}s")
+            if features is not None:
+                check_side_table(side, features, n, ids)
 
     @classmethod
     def from_coo(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InteractionError
-from .checking import checked_ids, checked_timestamps
+from .checking import check_side_table, checked_ids, checked_timestamps
 from .interactions import Interactions, not_interactions
 from .splitting import check_fraction
 from .vocabulary import Vocabulary
@@ -49,8 +49,8 @@ class Sequences:
         for array in (self.indptr, self.items, self.timestamps, self.kinds):
             if array is not None:
                 array.flags.writeable = False
-        if self.item_features is not None and len(self.item_features) != self.n_items:
-            raise InteractionError(f"item_features has {len(self.item_features)} rows for {self.n_items} items")
+        if self.item_features is not None:
+            check_side_table("item", self.item_features, self.n_items, self.item_ids)
 
     @classmethod
     def from_events(

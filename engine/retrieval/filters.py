@@ -14,13 +14,15 @@ from jaxtyping import Array, Float, Int32
 from ...kernels.best_of_rows import best_of_rows
 from ...kernels.csr import CSR, SparseMatrix, contains
 from ..data.interactions import Interactions
+from ..data.sequences import Sequences
 from ..errors import InteractionError
 
-Seen = Interactions | SparseMatrix | CSR
+Seen = Interactions | Sequences | SparseMatrix | CSR
 
 
 def as_seen(seen: Seen) -> CSR:
     """The rows by user, on the device."""
+    seen = seen.interactions() if isinstance(seen, Sequences) else seen
     if isinstance(seen, Interactions):
         return CSR(jnp.asarray(seen.indptr.astype(np.int32)), jnp.asarray(seen.items), jnp.ones(1, jnp.float32))
     return seen.by_user if isinstance(seen, SparseMatrix) else seen

@@ -51,13 +51,14 @@ def fold_in(
         implementation: See `kernels.op.dispatch`.
 
     Returns:
-        `[batch, rank]`, of a network the `queries` of the newcomers; 0, or for `BayesianFactors` the prior's mean, for
-        one without history. `with_history` gives them as a model, biases included.
+        `[batch, rank]`; 0, or for `BayesianFactors` the prior's mean, for a newcomer without history. Of a network the
+        `queries`: with a last column of 1 where items have a bias, and whatever it makes of an empty history.
+        `with_history` gives newcomers as a model, biases included.
 
     Raises:
         InteractionError: A history that names rows the model does not have.
-        ValueError: The model has no objective, or `side` is unknown, or a ranking loss with new items or `gram`, or an
-            `implementation` for a model that has but one.
+        ValueError: A model without vectors of users or without an objective, an unknown `side`, a ranking loss or a
+            network with new items or `gram`, or an `implementation` for a model that has but one.
 
     With the explicit objective it is `R V (V^T V + l2 I)^-1`, here with l2 = 1:
 
@@ -77,6 +78,8 @@ def fold_in(
             raise ValueError(f"{name} folds in by one implementation, not by {implementation=}")
         folded = with_history(model, history)
         return folded.queries(jnp.arange(folded.n_users, dtype=jnp.int32)) if of_network else folded.users
+    if not isinstance(model, Factors):
+        raise ValueError(f"{type(model).__name__} has no vectors of users that histories give; with_history may serve")
     return _solved(model, history, side, gram, key, implementation)[0]
 
 
@@ -88,7 +91,12 @@ def with_history(
     Args and Raises: as `fold_in`; a model that reads histories itself, such as `ItemWeights`, gets these.
     """
     if hasattr(model, "with_history"):
-        if getattr(model, "in_order", False) and isinstance(history, Interactions | Sequences):
+        if getattr(model, "in_order", False) and not isinstance(history, CSR):
+            if not isinstance(history, Interactions | Sequences):
+                raise InteractionError(
+                    f"a history of {type(history).__name__} has no order of time, which this model reads: give "
+                    "Sequences, Interactions with timestamps, or a CSR whose rows are in that order"
+                )
             x = history if isinstance(history, Sequences) else Sequences.from_interactions(history)
             _as_rows(x, model.n_items, "item")  # which checks it
             return model.with_history(x)
