@@ -23,11 +23,10 @@ from affinax.engine.evaluation import evaluate
 from affinax.engine.factorization import fit
 from affinax.engine.retrieval import with_history
 
-from .record import record
+from .record import RUNS, record, recorded
 from .sequence_data import BEAUTY, amazon_beauty, movielens_1m
 
 PEER = Path(__file__).resolve().parents[1] / ".cache" / "rectools" / "bin" / "python"
-RUNS = Path(__file__).resolve().parents[1] / ".runs"
 MINUTES = float(os.environ.get("AFFINAX_BENCH_MINUTES", 55))  # a run stops then, to be taken up again
 
 
@@ -49,12 +48,13 @@ def trained(
     known, test = x.leave_last()
     train, validation = known.leave_last() if every else (known, None)
     steps = algorithm.batches(train, np.zeros(2, np.uint32)).steps(1)
-    curve: list[dict[str, float]] = []
-    began = time.perf_counter()
+    run, began = RUNS / name.replace(" ", "-"), time.perf_counter()
+    curve: list[dict[str, float]] = recorded("sequences", f"{name}, curve so far") or [] if run.exists() else []
+    before = curve[-1]["minutes"] if curve else 0.0
 
     def validate(model: Any) -> float:
         found = measured(model, train, validation)
-        curve.append({"minutes": (time.perf_counter() - began) / 60} | found)
+        curve.append({"minutes": before + (time.perf_counter() - began) / 60} | found)
         record("sequences", {f"{name}, curve so far": curve})
         return found["ndcg_at_10"]
 
@@ -64,7 +64,7 @@ def trained(
         train,
         key=jax.random.key(0),
         epochs=epochs,
-        checkpoint=RUNS / name.replace(" ", "-"),
+        checkpoint=run,
         checkpoint_every=(every or 10) * steps,
         callback=lambda *_: time.perf_counter() - began > 60 * MINUTES,
         progress=False,

@@ -42,6 +42,12 @@ def record(name: str, results: dict[str, Any]) -> None:
     print(json.dumps(results, indent=1), file=sys.stderr)
 
 
+def recorded(name: str, part: str) -> Any:
+    """The results of a part of `bench/results/<name>.json`, or None."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()).get(part, {}).get("results") if path.exists() else None
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
