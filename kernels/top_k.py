@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -70,7 +71,26 @@ def search(
 
 
 def _reference(queries, items, seen_indptr, seen_indices, seen_rows, exclude, allow, *, k: int):
-    batch, n_items = queries.shape[0], items.shape[0]
+    def scores_of(rows):
+        return jnp.matmul(queries[rows], items.T, precision=lax.Precision.HIGHEST)
+
+    masks = seen_indptr, seen_indices, seen_rows, exclude, allow
+    return best_of_scores(scores_of, (queries.shape[0], items.shape[0]), *masks, k=k)
+
+
+def best_of_scores(
+    scores_of: Callable[[Array], Array],
+    shape: tuple[int, int],
+    seen_indptr: Array,
+    seen_indices: Array,
+    seen_rows: Array,
+    exclude: Array,
+    allow: Array,
+    *,
+    k: int,
+) -> tuple[Array, Array]:
+    """`search` of any scores, `scores_of(rows) -> [block, n_items]` of some queries at a time."""
+    batch, n_items = shape
     if batch == 0 or n_items == 0:
         return jnp.full((batch, k), -1, jnp.int32), jnp.full((batch, k), -jnp.inf, jnp.float32)
     if seen_indices.shape[0] == 0:
@@ -79,7 +99,7 @@ def _reference(queries, items, seen_indptr, seen_indices, seen_rows, exclude, al
 
     def one_block(first):
         rows = jnp.minimum(first + jnp.arange(block, dtype=jnp.int32), batch - 1)
-        scores = jnp.matmul(queries[rows], items.T, precision=lax.Precision.HIGHEST)
+        scores = scores_of(rows)
         scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
         if allow.shape[0]:
             scores = jnp.where(allow[None], scores, -jnp.inf)

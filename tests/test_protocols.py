@@ -127,6 +127,13 @@ def test_refusals(parts, model, protocol):
         protocol(smaller, test, train=train)
 
 
+def test_what_was_trained_on_cannot_be_tested(parts, model):
+    train, _ = parts
+    with pytest.raises(InteractionError, match=f"all {train.nnz} tested interactions are in the training part"):
+        evaluate(model, train, train=train)
+    assert evaluate(model, train).means["hit_rate_at_10"] > 0  # where nothing is masked
+
+
 def test_nobody_in_the_test_part(model):
     with pytest.raises(InteractionError, match="no user has test interactions"):
         evaluate(model, Interactions.from_coo([0], [0], n_users=N_USERS, n_items=N_ITEMS).select(np.zeros(1, bool)))

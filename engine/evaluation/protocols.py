@@ -90,12 +90,17 @@ def evaluate(
         `Evaluation`, with metrics named such as "recall_at_10".
 
     Raises:
-        InteractionError: Nobody is left to test, or train and test differ in shape.
+        InteractionError: Nobody is left to test, all that is tested was trained on, or train and test differ in shape.
         ValueError: An unknown metric or k below 1.
     """
     _check_names(names)
     users, untested = _tested_users(test, train)
     _check_model(model, test)
+    if train is not None and _all_in(test, train):
+        raise InteractionError(
+            f"all {test.nnz:,} tested interactions are in the training part, of which nothing is answered: split the "
+            "data before training"
+        )
     ids = _ranked(model, users, k, seen=train)
     values = _measured(names, ids, test, users, k, f"_at_{k}")
     return Evaluation(values, users, f"full catalogue of {test.n_items:,} items", untested)
@@ -198,6 +203,12 @@ def _tested_users(test: Interactions, train: Interactions | None) -> tuple[np.nd
         both = "test interactions" if train is None else "both training and test interactions"
         raise InteractionError(f"nobody to test: no user has {both}")
     return np.flatnonzero(tested).astype(np.int32), untested
+
+
+def _all_in(test: Interactions, train: Interactions) -> bool:
+    pairs, known = (x.users.astype(np.int64) * x.n_items + x.items for x in (test, train))
+    places = np.minimum(np.searchsorted(known, pairs), len(known) - 1)  # which are ascending
+    return bool((known[places] == pairs).all())
 
 
 def _check_model(model: Any, test: Interactions) -> None:

@@ -1,0 +1,152 @@
+"""Sums of products of bytes in registers, by the instruction that x86 has for them (VNNI), emitted as LLVM IR.
+
+`vpdpbusd` adds up four products of an unsigned and a signed byte to each of 16 int32 lanes. One side is signed by being
+raised by 128 (or int4 by 8), which costs that times the sum of the other side: a constant that sums begin with.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
+from numba.core import types
+
+from .llvm import I32, I64, addresses, intrinsic, load, shuffle, splat, store
+
+ROWS, COLUMNS = 8, 32  # of a tile
+DEPTH = 64  # bytes that one instruction takes
+_I8 = ir.IntType(8)
+_SUMS, _BYTES = ir.VectorType(I32, 16), ir.VectorType(_I8, DEPTH)
+_HALF = ir.VectorType(_I8, DEPTH // 2)
+
+
+def available() -> bool:
+    """Whether this CPU has the instruction."""
+    features = get_host_cpu_features()
+    return all(features.get(name, False) for name in ("avx512f", "avx512bw", "avx512vnni"))
+
+
+def matrix_unit() -> bool:
+    """Whether this CPU has a unit for whole tiles of bytes (AMX), which XLA uses and this does not."""
+    return bool(get_host_cpu_features().get("amx-int8", False))
+
+
+def _add_products(builder, sums, unsigned, signed):
+    name = "llvm.x86.avx512.vpdpbusd.512"
+    function = builder.module.globals.get(name)
+    if function is None:
+        function = ir.Function(builder.module, ir.FunctionType(_SUMS, [_SUMS] * 3), name)
+    return builder.call(function, [sums, *(builder.bitcast(v, _SUMS) for v in (unsigned, signed))])
+
+
+def _total(builder, sums):
+    """The sum of the lanes."""
+    for half in (8, 4, 2, 1):
+        lanes = range(half)
+        sums = builder.add(
+            shuffle(builder, sums, sums, list(lanes)), shuffle(builder, sums, sums, [half + lane for lane in lanes])
+        )
+    return builder.extract_element(sums, I32(0))
+
+
+def _unaligned(builder, address, offset, kind):
+    value = load(builder, address, offset, kind)
+    value.align = 1
+    return value
+
+
+def _loop(builder, n, carried, body):
+    """Runs `body(i, carried) -> carried` for i below n, which is 1 or more; what is carried at the end."""
+    entry, loop = builder.block, builder.append_basic_block("bytes")
+    done = builder.append_basic_block("bytes.done")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    i = builder.phi(I64)
+    i.add_incoming(I64(0), entry)
+    slots = []
+    for value in carried:
+        slots.append(builder.phi(value.type))
+        slots[-1].add_incoming(value, entry)
+    results = body(i, slots)
+    after = builder.add(i, I64(1))
+    i.add_incoming(after, builder.block)
+    for slot, result in zip(slots, results, strict=True):
+        slot.add_incoming(result, builder.block)
+    builder.cbranch(builder.icmp_signed("<", after, n), loop, done)
+    builder.position_at_end(done)
+    return results
+
+
+@intrinsic
+def write_tile(typingctx, a, i, a_stride, panels, j, fours, start, s, out, o, out_stride):
+    """`C[r, c] = start[c] + sum over k of A[r, k] B[k, c]` for 8 rows and 32 columns, int32.
+
+    A is uint8, `a_stride` bytes a row; B is two panels of `[fours, 16, 4]` int8, one behind the other, with k by fours;
+    `fours` is 1 or more.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        a, a_stride, panels, fours, start, out, out_stride = addresses(context, builder, signature, arguments)
+        second = builder.mul(fours, I64(DEPTH))
+        begin = [load(builder, start, 64 * half, _SUMS) for half in range(2)]
+        rows = [builder.add(a, builder.mul(a_stride, I64(row))) for row in range(ROWS)]
+
+        def body(k, sums):
+            place, found = builder.mul(k, I64(DEPTH)), []
+            halves = [load(builder, panels, place, _BYTES), load(builder, panels, builder.add(place, second), _BYTES)]
+            for row in range(ROWS):
+                four = load(builder, rows[row], builder.mul(k, I64(4)), I32)
+                bytes_of_row = builder.bitcast(splat(builder, four, _SUMS), _BYTES)
+                for half in range(2):
+                    found.append(_add_products(builder, sums[2 * row + half], bytes_of_row, halves[half]))
+            return found
+
+        totals = _loop(builder, fours, begin * ROWS, body)
+        for row in range(ROWS):
+            place = builder.add(out, builder.mul(builder.mul(out_stride, I64(4)), I64(row)))
+            for half in range(2):
+                store(builder, totals[2 * row + half], place, 64 * half)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(a, i64, i64, panels, i64, i64, start, i64, out, i64, i64), codegen
+
+
+def _dots(bits: int):
+    """The intrinsic for products of one row of int8 with four rows of codes."""
+
+    @intrinsic
+    def four_dots(typingctx, codes, i, stride, row, j, chunks):
+        def codegen(context, builder, signature, arguments):
+            codes, stride, row, chunks = addresses(context, builder, signature, arguments)
+            rows = [builder.add(codes, builder.mul(stride, I64(number))) for number in range(4)]
+            raise_by = ir.Constant(_BYTES, [-128] * DEPTH)
+            low, four = ir.Constant(_HALF, [15] * (DEPTH // 2)), ir.Constant(_HALF, [4] * (DEPTH // 2))
+
+            def unsigned(place, chunk):
+                if bits == 8:
+                    return builder.xor(_unaligned(builder, place, builder.mul(chunk, I64(DEPTH)), _BYTES), raise_by)
+                packed = _unaligned(builder, place, builder.mul(chunk, I64(DEPTH // 2)), _HALF)
+                halves = builder.and_(packed, low), builder.lshr(packed, four)
+                return shuffle(builder, *halves, list(range(DEPTH)))
+
+            def body(chunk, sums):
+                signed = _unaligned(builder, row, builder.mul(chunk, I64(DEPTH)), _BYTES)
+                return [
+                    _add_products(builder, total, unsigned(place, chunk), signed)
+                    for total, place in zip(sums, rows, strict=True)
+                ]
+
+            totals = _loop(builder, chunks, [ir.Constant(_SUMS, [0] * 16)] * 4, body)
+            found = [_total(builder, total) for total in totals]
+            return context.make_tuple(builder, signature.return_type, found)
+
+        i64 = types.int64
+        return types.UniTuple(types.int32, 4)(codes, i64, i64, row, i64, i64), codegen
+
+    return four_dots
+
+
+# Of rows `stride` bytes apart with `row`, of 64 bytes times `chunks`, int8; what they have beyond their end meets zeros
+# of it, but has to be memory of the array. Products are of codes raised by 128, or by 8 where two codes are a byte:
+# of 64 columns, that `row` has the even ones first, the low half of a byte is an even column.
+four_dots_int8, four_dots_int4 = _dots(8), _dots(4)

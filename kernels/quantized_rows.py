@@ -1,0 +1,147 @@
+"""Tables whose rows are stored in bytes or half bytes, and the search for the best of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int32
+
+from . import quantized_rows_numba, top_k
+from .csr import CSR, nothing_seen
+from .int8 import supports_bytes
+from .op import Implementation, Op, dispatch
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class QuantizedRows:
+    """A table by rows, `row = scale code + offset`.
+
+    Always true:
+
+    - `codes` is int8 `[n, width]` in [-127, 127] of 8 bits; or uint8 `[n, (width + 1) // 2]` of 4 bits: in byte j the
+      low half is column 2 j, the high half column 2 j + 1, both raised by 8, in [1, 15]; a column that is not there is
+      8, which stands for 0.
+    - `scales` is float32 `[n]`, finite and 0 or more.
+    - `offsets` is float32 `[n]`, finite, or None for 0.
+    - `exact` is float32 `[n, columns]`: further columns as they are, such as biases.
+    - `width` is how many columns the codes have.
+    """
+
+    codes: Array
+    scales: Float[Array, " n"]
+    offsets: Float[Array, " n"] | None
+    exact: Float[Array, "n columns"]
+    width: int = field(metadata={"static": True})
+
+    @property
+    def bits(self) -> int:
+        """Of a code: 8 or 4."""
+        return 8 if self.codes.dtype == jnp.int8 else 4
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the table, exact columns included."""
+        return self.codes.shape[0], self.width + self.exact.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Of all its arrays."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
+
+
+def unpacked(codes: Array, width: int) -> Array:
+    """Codes as int8 `[n, width]`.
+
+    >>> unpacked(jnp.array([[0x91, 0x8F]], jnp.uint8), 3).tolist()
+    [[-7, 1, 7]]
+    """
+    if codes.dtype == jnp.int8:
+        return codes
+    halves = jnp.stack([codes & jnp.uint8(15), codes >> jnp.uint8(4)], axis=-1)
+    return halves.reshape(codes.shape[0], -1)[:, :width].astype(jnp.int8) - jnp.int8(8)
+
+
+def packed(codes: Array) -> Array:
+    """Codes of 4 bits, int8 in [-7, 7], two in a byte; the inverse of `unpacked`.
+
+    >>> packed(jnp.array([[-7, 1, 7]], jnp.int8)).tolist() == [[0x91, 0x8F]]
+    True
+    """
+    raised = (codes + jnp.int8(8)).astype(jnp.uint8)
+    raised = jnp.pad(raised, ((0, 0), (0, codes.shape[1] % 2)), constant_values=8)
+    return raised[:, ::2] | (raised[:, 1::2] << jnp.uint8(4))
+
+
+def to_bytes(rows: Float[Array, "n width"]) -> tuple[Array, Float[Array, " n"]]:
+    """Codes in [-127, 127] and scales of rows, by the greatest of each."""
+    scales = jnp.max(jnp.abs(rows), axis=1, initial=0.0) / 127
+    return jnp.rint(rows / jnp.where(scales > 0, scales, 1.0)[:, None]).astype(jnp.int8), scales
+
+
+def search(
+    queries: Float[Array, "batch width"],
+    items: QuantizedRows,
+    k: int,
+    *,
+    seen: CSR | None = None,
+    seen_rows: Int32[Array, " batch"] | None = None,
+    exclude: Int32[Array, "batch h"] | None = None,
+    allow: Bool[Array, " n_items"] | None = None,
+    implementation: Implementation = "auto",
+) -> tuple[Int32[Array, "batch k"], Float[Array, "batch k"]]:
+    """Items with the highest products with queries, which are made bytes as well: sums of products are exact, in int32.
+
+    Args and Returns: As `top_k.search`; but the products with exact columns, the last of the queries, are float32.
+
+    Raises:
+        ValueError: k below 1 or widths that differ.
+
+    >>> items = QuantizedRows(jnp.array([[127, 0], [0, 127]], jnp.int8), jnp.ones(2) / 127, None, jnp.zeros((2, 0)), 2)
+    >>> ids, scores = search(jnp.array([[0.0, 2.0]]), items, 2)
+    >>> ids.tolist(), scores.round(2).tolist()
+    ([[1, 0]], [[2.0, 0.0]])
+    """
+    if k < 1:
+        raise ValueError(f"kernels.quantized_rows: {k=} must be at least 1")
+    if queries.shape[1] != items.shape[1]:
+        raise ValueError(f"kernels.quantized_rows: queries have width {queries.shape[1]}, items {items.shape[1]}")
+    batch = queries.shape[0]
+    if seen is None or seen_rows is None:
+        seen, seen_rows = nothing_seen(batch)
+    exclude = jnp.zeros((batch, 0), jnp.int32) if exclude is None else exclude
+    allow = jnp.zeros(0, bool) if allow is None else allow
+    codes, scales = to_bytes(queries[:, : items.width])
+    offsets = jnp.zeros(0, jnp.float32) if items.offsets is None else items.offsets
+    of_queries = codes, scales, queries[:, items.width :]
+    of_items = items.codes, items.scales, offsets, items.exact
+    masks = seen.indptr, seen.indices, seen_rows, exclude, allow
+    arguments = map(jnp.asarray, (*of_queries, *of_items, *masks))
+    return dispatch(OP, *arguments, implementation=implementation, k=k)
+
+
+def _reference(codes, scales, columns, item_codes, item_scales, offsets, exact, *masks, k: int):
+    items = unpacked(item_codes, codes.shape[1])
+
+    def scores_of(rows):
+        sums = lax.dot_general(codes[rows], items, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
+        found = sums.astype(jnp.float32) * (scales[rows][:, None] * item_scales[None, :])
+        if offsets.shape[0]:
+            totals = jnp.sum(codes[rows], axis=1, dtype=jnp.int32).astype(jnp.float32) * scales[rows]
+            found += totals[:, None] * offsets[None, :]
+        if exact.shape[1]:
+            found += jnp.matmul(columns[rows], exact.T, precision=lax.Precision.HIGHEST)
+        return found
+
+    return top_k.best_of_scores(scores_of, (codes.shape[0], items.shape[0]), *masks, k=k)
+
+
+def _supports(codes, scales, columns, item_codes, *_: Any, k: int) -> str | None:
+    return supports_bytes(codes, item_codes)
+
+
+OP = Op("quantized_rows", _reference, _supports, numba=quantized_rows_numba.search_rows)

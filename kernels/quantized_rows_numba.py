@@ -1,0 +1,210 @@
+"""`kernels.quantized_rows` on CPU: blocks of sums that stay in cache, each searched at once, as in `top_k_numba`."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numba
+import numpy as np
+
+from . import simd, xla_ffi
+from .int8_numba import raise_rows
+from .int8_tiles import COLUMNS, DEPTH, ROWS, four_dots_int4, four_dots_int8, write_tile
+from .selection import first_places, select, sift_down, sort_best_first
+from .threads import WORKERS
+
+_FEW = 8  # queries from which on packing pays
+_QUERIES = 32  # in a block, a multiple of `ROWS`
+_ITEMS = 2048  # in a block, a multiple of 64
+
+
+def search_rows(
+    codes, scales, columns, item_codes, item_scales, offsets, exact, seen_indptr, seen_indices, seen_rows, exclude,
+    allow, *, k: int
+):  # fmt: skip
+    """The Numba implementation of `quantized_rows.OP`."""
+    batch = codes.shape[0]
+    results = [jax.ShapeDtypeStruct((batch, k), jnp.int32), jax.ShapeDtypeStruct((batch, k), jnp.float32)]
+    exclude = jnp.sort(exclude, axis=1)
+    arguments = codes, scales, columns, item_codes, item_scales, offsets, exact
+    arguments += seen_indptr, seen_indices, seen_rows, exclude, allow
+    few = batch < _FEW
+    name, kernel = ("quantized_few", _search_few) if few else ("quantized_many", _search_many)
+    return tuple(xla_ffi.call(name, kernel, results, *arguments))
+
+
+@numba.njit(cache=True, nogil=True)
+def _totals(codes, scales):
+    """The sum of each row, in codes and in what they stand for."""
+    sums, totals = np.zeros(len(codes), np.int32), np.zeros(len(codes), np.float32)
+    for q in range(len(codes)):
+        for j in range(codes.shape[1]):
+            sums[q] += np.int32(codes[q, j])
+        totals[q] = np.float32(sums[q]) * scales[q]
+    return sums, totals
+
+
+@numba.njit(cache=True, nogil=True)
+def _score(found, q, item, scales, totals, columns, item_scales, offsets, exact):
+    score = np.float32(found) * (scales[q] * item_scales[item])
+    if len(offsets):
+        score += totals[q] * offsets[item]
+    for column in range(exact.shape[1]):
+        score += columns[q, column] * exact[item, column]
+    return score
+
+
+@numba.njit(cache=True, nogil=True)
+def _half(byte, k):
+    return ((np.int32(byte) >> (4 * (k % 2))) & 15) - 8
+
+
+@numba.njit(cache=True, nogil=True)
+def _pack_panel(codes, width, panel, panels, start):
+    """Items that are columns of a panel, as `int8_numba.pack_panel`, of bytes or half bytes."""
+    n, halves = len(codes), codes.shape[1] < width
+    for column in range(COLUMNS):
+        item, half, lane = panel * COLUMNS + column, panel * 2 + column // 16, column % 16
+        total = np.int32(0)
+        for k in range(panels.shape[1] * 4):
+            value = np.int32(0)
+            if item < n and k < width:
+                value = _half(codes[item, k // 2], k) if halves else np.int32(codes[item, k])
+            panels[half, k // 4, lane, k % 4] = value
+            total += value
+        start[panel * COLUMNS + column] = -128 * total
+
+
+@numba.njit(parallel=True, nogil=True, cache=True)
+def _search_many(
+    codes, scales, columns, item_codes, item_scales, offsets, exact, seen_indptr, seen_indices, seen_rows, exclude,
+    allow, ids, scores
+):  # fmt: skip
+    (batch, width), n_items = codes.shape, len(item_codes)
+    fours, n_panels = (width + 3) // 4, (n_items + COLUMNS - 1) // COLUMNS
+    panels = np.empty((2 * n_panels, fours, 16, 4), np.int8)
+    start = np.empty(n_panels * COLUMNS, np.int32)
+    _, totals = _totals(codes, scales)
+    queue = np.zeros(2, np.int64)
+    for _worker in numba.prange(WORKERS):
+        while True:
+            panel = simd.take_number(queue, 0)
+            if panel >= n_panels:
+                break
+            _pack_panel(item_codes, width, panel, panels, start)
+    n_blocks = (batch + _QUERIES - 1) // _QUERIES
+    for _worker in numba.prange(WORKERS):
+        raised = np.empty((_QUERIES, fours * 4), np.uint8)
+        sums, tile = np.empty((_QUERIES, _ITEMS), np.int32), np.empty((_QUERIES, _ITEMS), np.float32)
+        while True:
+            block = simd.take_number(queue, 1)
+            if block >= n_blocks:
+                break
+            first = block * _QUERIES
+            size = min(_QUERIES, batch - first)
+            raise_rows(codes, first, size, raised)
+            next_seen, next_excluded = first_places(first, size, seen_indptr, seen_rows, exclude)
+            ids[first : first + size] = -1
+            scores[first : first + size] = -np.inf
+            for low in range(0, n_items, _ITEMS):
+                high = min(low + _ITEMS, n_items)
+                for panel in range(low // COLUMNS, (high + COLUMNS - 1) // COLUMNS):
+                    column, place = panel * COLUMNS, panel * 2 * fours * DEPTH
+                    for q in range(0, size, ROWS):
+                        at = q * _ITEMS + column - low
+                        write_tile(
+                            raised, q * fours * 4, fours * 4, panels, place, fours, start, column, sums, at, _ITEMS
+                        )
+                for q in range(size):
+                    row = first + q
+                    for j in range(high - low):
+                        tile[q, j] = np.float32(sums[q, j]) * (scales[row] * item_scales[low + j])
+                    if len(offsets):
+                        for j in range(high - low):
+                            tile[q, j] += totals[row] * offsets[low + j]
+                    for c in range(exact.shape[1]):
+                        for j in range(high - low):
+                            tile[q, j] += columns[row, c] * exact[low + j, c]
+                    end = seen_indptr[seen_rows[row] + 1]
+                    select(
+                        tile, q, low, high, seen_indices, next_seen, end, exclude[row], next_excluded, allow, ids[row],
+                        scores[row],
+                    )  # fmt: skip
+            for row in range(first, first + size):
+                sort_best_first(ids[row], scores[row])
+
+
+@numba.njit(cache=True, nogil=True)
+def _laid_out(codes, chunks, halves):
+    """Queries as `four_dots_int8` takes them, or `four_dots_int4`: even columns of each 64 first."""
+    rows = np.zeros((len(codes), chunks * DEPTH), np.int8)
+    for q in range(len(codes)):
+        for j in range(codes.shape[1]):
+            place = j
+            if halves:
+                place = j // DEPTH * DEPTH + (j % 2) * (DEPTH // 2) + j % DEPTH // 2
+            rows[q, place] = codes[q, j]
+    return rows
+
+
+@numba.njit(parallel=True, nogil=True, cache=True)
+def _search_few(
+    codes, scales, columns, item_codes, item_scales, offsets, exact, seen_indptr, seen_indices, seen_rows, exclude,
+    allow, ids, scores
+):  # fmt: skip
+    (batch, k), width = ids.shape, codes.shape[1]
+    n_items, stride = item_codes.shape
+    halves, chunks = stride < width, (width + DEPTH - 1) // DEPTH
+    read = chunks * (
+        DEPTH // 2 if halves else DEPTH
+    )  # bytes of a row that are read, of which those beyond it meet zeros
+    rows = _laid_out(codes, chunks, halves)
+    sums, totals = _totals(codes, scales)
+    # Items from here on would be read beyond the end of the array: they are copied first.
+    beyond = max(0, n_items - (read + stride - 1) // stride - 3) // 4 * 4
+    own_ids = np.full((WORKERS, batch, k), -1, np.int32)
+    own_scores = np.full((WORKERS, batch, k), -np.inf, np.float32)
+    queue = np.zeros(1, np.int64)
+    for worker in numba.prange(WORKERS):
+        tile = np.empty((batch, _ITEMS), np.float32)
+        copied = np.zeros((4, read), item_codes.dtype)
+        next_seen, next_excluded = first_places(0, batch, seen_indptr, seen_rows, exclude)
+        while True:
+            low = simd.take_number(queue, 0) * _ITEMS
+            if low >= n_items:
+                break
+            high = min(low + _ITEMS, n_items)
+            for item in range(low, high, 4):
+                here = item < beyond
+                if not here:
+                    for other in range(min(4, n_items - item)):
+                        copied[other, :stride] = item_codes[item + other]
+                for q in range(batch):
+                    if here and halves:
+                        dots = four_dots_int4(item_codes, item * stride, stride, rows, q * chunks * DEPTH, chunks)
+                    elif here:
+                        dots = four_dots_int8(item_codes, item * stride, stride, rows, q * chunks * DEPTH, chunks)
+                    elif halves:
+                        dots = four_dots_int4(copied, 0, read, rows, q * chunks * DEPTH, chunks)
+                    else:
+                        dots = four_dots_int8(copied, 0, read, rows, q * chunks * DEPTH, chunks)
+                    raised = sums[q] * np.int32(8 if halves else 128)
+                    for other in range(min(4, high - item)):
+                        tile[q, item + other - low] = _score(
+                            dots[other] - raised, q, item + other, scales, totals, columns, item_scales, offsets, exact
+                        )
+            for q in range(batch):
+                end = seen_indptr[seen_rows[q] + 1]
+                select(
+                    tile, q, low, high, seen_indices, next_seen, end, exclude[q], next_excluded, allow,
+                    own_ids[worker, q], own_scores[worker, q],
+                )  # fmt: skip
+    ids[:] = -1
+    scores[:] = -np.inf
+    for q in range(batch):
+        for worker in range(WORKERS):
+            for place in range(k):
+                score, item = own_scores[worker, q, place], own_ids[worker, q, place]
+                if score > scores[q, 0] or (score == scores[q, 0] and 0 <= item < ids[q, 0]):
+                    sift_down(ids[q], scores[q], k, score, item)
+        sort_best_first(ids[q], scores[q])

@@ -1,0 +1,125 @@
+"""Products of bytes, and the search in tables of bytes and half bytes: exact in int32, on every implementation."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from affinax.kernels import int8, int8_tiles
+from affinax.kernels.csr import CSR
+from affinax.kernels.quantized_rows import QuantizedRows, packed, search, to_bytes, unpacked
+
+from .test_kernels import close, devices
+
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
+vnni = pytest.mark.skipif(not int8_tiles.available(), reason="this CPU multiplies no bytes (AVX-512 VNNI)")
+each_implementation = pytest.mark.parametrize("implementation", ["reference", pytest.param("numba", marks=vnni)])
+SHAPES = [(1, 1, 1), (3, 5, 7), (8, 32, 64), (70, 100, 130), (33, 513, 100)]
+
+
+def codes(rng, shape, bits=8):
+    most = 127 if bits == 8 else 7
+    return rng.integers(-most, most + 1, shape).astype(np.int8)
+
+
+@each_implementation
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products_are_exact(shape, implementation):
+    (m, n, depth), rng = shape, np.random.default_rng(0)
+    a, b = (rng.integers(-128, 128, (rows, depth)).astype(np.int8) for rows in (m, n))
+    a[0], b[0] = -128, -128
+    found = jax.jit(lambda a, b: int8.product(a, b, implementation=implementation))(a, b)
+    np.testing.assert_array_equal(found, a.astype(np.int64) @ b.astype(np.int64).T)
+    both = jax.vmap(lambda a: int8.product(a, jnp.asarray(b), implementation=implementation))(jnp.stack([a, a]))
+    np.testing.assert_array_equal(both[1], found)
+
+
+def test_products_under_shard_map():
+    rng, mesh = np.random.default_rng(0), devices()
+    a, b = jnp.asarray(codes(rng, (16, 20))), jnp.asarray(codes(rng, (9, 20)))
+    shared = jax.shard_map(int8.product, mesh=mesh, in_specs=(P("rows"), P()), out_specs=P("rows"), check_vma=False)
+    np.testing.assert_array_equal(jax.jit(shared)(a, b), int8.product(a, b))
+
+
+def test_products_that_cannot_be():
+    a = jnp.zeros((2, 3), jnp.int8)
+    for one, other, message in [
+        (a, jnp.zeros((2, 4), jnp.int8), "depths 3 and 4 must be equal"),
+        (jnp.zeros((1, 70_000), jnp.int8), jnp.zeros((1, 70_000), jnp.int8), "65,535 at most"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            int8.product(one, other)
+    assert int8.product(jnp.zeros((0, 3), jnp.int8), a).shape == (0, 2)
+
+
+def table(rng, n, width, columns, bits, offset):
+    """Quantized rows, and what they stand for, float64."""
+    scales = rng.uniform(0.1, 1, n).astype(np.float32)
+    offsets = rng.normal(size=n).astype(np.float32) if offset else None
+    exact, own = rng.normal(size=(n, columns)).astype(np.float32), codes(rng, (n, width), bits)
+    rows = own * scales[:, None].astype(np.float64) + (0 if offsets is None else offsets[:, None])
+    stored = jnp.asarray(own) if bits == 8 else packed(jnp.asarray(own))
+    given = jnp.asarray(scales), None if offsets is None else jnp.asarray(offsets), jnp.asarray(exact)
+    return QuantizedRows(stored, *given, width), np.concatenate([rows, exact], axis=1)
+
+
+@each_implementation
+@pytest.mark.parametrize("batch", [1, 7, 8, 37])
+@pytest.mark.parametrize("shape", [(1, 1, 0), (5, 3, 1), (70, 64, 0), (4100, 130, 2)])
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("offset", [False, True])
+def test_the_best_rows_are_found(batch, shape, bits, offset, implementation):
+    (n, width, columns), rng, k = shape, np.random.default_rng(1), 20
+    items, rows = table(rng, n, width, columns, bits, offset)
+    queries = rng.normal(size=(batch, width + columns)).astype(np.float32)
+    exclude = rng.integers(-1, n, (batch, 2)).astype(np.int32)
+    seen = np.sort(rng.integers(0, n, (batch, 3)).astype(np.int32), axis=1)
+    allow = rng.random(n) < 0.9
+    given = {
+        "seen": CSR(jnp.arange(0, 3 * batch + 1, 3, dtype=jnp.int32), jnp.asarray(seen.reshape(-1)), jnp.ones(1)),
+        "seen_rows": jnp.arange(batch, dtype=jnp.int32),
+        "exclude": jnp.asarray(exclude),
+        "allow": jnp.asarray(allow),
+    }
+    find = jax.jit(lambda q, items, given: search(q, items, k, implementation=implementation, **given))
+    ids, scores = (np.asarray(a) for a in find(queries, items, given))
+    own, scale = to_bytes(jnp.asarray(queries[:, :width]))
+    quantized = np.asarray(own, np.float64) * np.asarray(scale, np.float64)[:, None]
+    expected = np.concatenate([quantized, queries[:, width:]], axis=1) @ rows.T
+    for row in range(batch):
+        expected[row, ~allow] = -np.inf
+        expected[row, seen[row]] = -np.inf
+        expected[row, exclude[row][exclude[row] >= 0]] = -np.inf
+        best = np.sort(expected[row])[::-1][:k]
+        best = best[np.isfinite(best)]
+        assert (ids[row, len(best) :] == -1).all()
+        close(scores[row, : len(best)], best, 1e-5)
+        close(expected[row, ids[row, : len(best)]], best, 1e-5)
+
+
+def test_codes_pack_and_unpack():
+    rng = np.random.default_rng(0)
+    for width in (1, 2, 5, 64):
+        own = jnp.asarray(codes(rng, (6, width), bits=4))
+        stored = packed(own)
+        assert stored.shape == (6, (width + 1) // 2)
+        np.testing.assert_array_equal(unpacked(stored, width), own)
+    items, _ = table(rng, 6, 5, 1, 4, True)
+    assert (items.bits, items.shape, items.nbytes) == (4, (6, 6), 6 * 3 + 3 * 6 * 4)
+    whole, _ = table(rng, 6, 5, 0, 8, False)
+    assert (whole.bits, whole.nbytes) == (8, 6 * 5 + 6 * 4)
+
+
+def test_searches_that_cannot_be():
+    items, _ = table(np.random.default_rng(0), 6, 5, 0, 8, False)
+    with pytest.raises(ValueError, match="k=0 must be at least 1"):
+        search(jnp.zeros((1, 5)), items, 0)
+    with pytest.raises(ValueError, match="queries have width 4, items 5"):
+        search(jnp.zeros((1, 4)), items, 1)
+    ids, scores = search(jnp.zeros((2, 5)), items, 3)  # of nothing
+    assert ids.tolist() == [[0, 1, 2]] * 2
+    assert (scores == 0).all()
