@@ -13,6 +13,10 @@ class FeatureError(ValueError):
     """Features, or a design matrix of them, that cannot be used as they are."""
 
 
+class CompressionError(ValueError):
+    """Numbers that cannot be made smaller as they are."""
+
+
 class ModelFileError(ValueError):
     """A saved model that is cut short, altered, or not one of ours."""
 

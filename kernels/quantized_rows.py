@@ -48,6 +48,14 @@ class QuantizedRows:
         """Of the table, exact columns included."""
         return self.codes.shape[0], self.width + self.exact.shape[1]
 
+    def rows(self, ids: Int32[Array, "*batch"]) -> Float[Array, "*batch columns"]:
+        """Rows of the table that this stands for."""
+        flat = ids.reshape(-1)
+        values = unpacked(self.codes[flat], self.width).astype(jnp.float32) * self.scales[flat][:, None]
+        if self.offsets is not None:
+            values += self.offsets[flat][:, None]
+        return jnp.concatenate([values, self.exact[flat]], axis=1).reshape(*ids.shape, -1)
+
     @property
     def nbytes(self) -> int:
         """Of all its arrays."""

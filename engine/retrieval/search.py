@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
-from ...kernels import sparse_top_k
+from ...kernels import quantized_rows, sparse_top_k
 from ...kernels import top_k as top_k_kernel
 from ...kernels.csr import CSR
 from ...kernels.op import Implementation
+from ...kernels.quantized_rows import QuantizedRows
 from .filters import Filters, Seen, as_ids, best_among, checked_filters
 from .new_rows import with_history
 
@@ -169,7 +170,7 @@ _BY_ROW = ("seen_rows", "exclude", "among")  # filters with a row for each user
 
 def top_k(
     queries: Float[Array, "batch width"],
-    items: Float[Array, "n_items width"],
+    items: Float[Array, "n_items width"] | QuantizedRows,
     k: int,
     *,
     seen: Seen | None = None,
@@ -182,7 +183,7 @@ def top_k(
 
     Args:
         queries: Query vectors.
-        items: Item vectors.
+        items: Item vectors, or what `compression.quantize` makes of them.
         k: How many, at least 1.
         seen: As in `recommend`; with
         rows: the row of `seen` that belongs to each query, in order if None.
@@ -196,11 +197,13 @@ def top_k(
     Raises:
         InteractionError, ValueError: As `recommend`.
     """
-    queries, items = jnp.asarray(queries, jnp.float32), jnp.asarray(items, jnp.float32)
+    queries = jnp.asarray(queries, jnp.float32)
+    items = items if isinstance(items, QuantizedRows) else jnp.asarray(items, jnp.float32)
     filters = checked_filters(queries.shape[0], items.shape[0], seen, rows, exclude, allow)
     if filters.among is not None:
         return best_among(queries, items, k, filters)
-    return top_k_kernel.search(
+    kernel = quantized_rows if isinstance(items, QuantizedRows) else top_k_kernel
+    return kernel.search(
         queries,
         items,
         k,

@@ -1,0 +1,107 @@
+"""Tables in bytes and half bytes: how near they are, what is refused, and that retrieval takes them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from affinax.engine.compression import CompressionError, QuantizedRows, dequantize, quantize
+from affinax.engine.factorization import Factors
+from affinax.engine.retrieval import recommend, top_k
+
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
+TABLE = np.random.default_rng(0).normal(size=(40, 9)).astype(np.float32)
+each_way = pytest.mark.parametrize("symmetric", [True, False])
+each_clip = pytest.mark.parametrize("clip", ["none", "search"])
+each_bits = pytest.mark.parametrize("bits", [8, 4])
+
+
+@each_bits
+@each_way
+@each_clip
+def test_rows_come_back_within_half_a_step(bits, symmetric, clip):
+    rows = jax.jit(lambda table: quantize(table, bits, symmetric=symmetric, clip=clip))(TABLE)
+    found, most = np.asarray(dequantize(rows)), 127 if bits == 8 else 7
+    errors = np.abs(found - TABLE)
+    step = np.asarray(rows.scales)[:, None]
+    low, high = TABLE.min(axis=1, keepdims=True), TABLE.max(axis=1, keepdims=True)
+    whole = (np.abs(TABLE).max(axis=1, keepdims=True) if symmetric else (high - low) / 2) / most
+    if clip == "none":
+        np.testing.assert_allclose(step, whole, rtol=1e-5)
+        assert (errors <= 0.5001 * step).all()
+    else:
+        assert (step <= whole * 1.00001).all()
+        plain = np.asarray(dequantize(quantize(jnp.asarray(TABLE), bits, symmetric=symmetric)))
+        assert ((errors**2).sum(axis=1) <= ((plain - TABLE) ** 2).sum(axis=1) * 1.0001 + 1e-9).all()
+        assert bits == 8 or (errors**2).sum() < 0.97 * ((plain - TABLE) ** 2).sum()
+    assert rows.bits == bits
+    assert rows.shape == TABLE.shape
+
+
+def test_sizes_are_those_promised():
+    table = jnp.zeros((1000, 64))
+    for bits, most in ((8, 0.27), (4, 0.14 + 0.02)):  # a scale is 4 bytes of 256
+        assert quantize(table, bits).nbytes <= most * table.nbytes
+    assert quantize(jnp.zeros((1000, 128)), 4).nbytes <= 0.14 * 1000 * 128 * 4
+
+
+@each_bits
+@each_way
+def test_constant_rows_and_exact_columns(bits, symmetric):
+    table = jnp.array([[0.0, 0.0, 0.0, 7.7], [2.0, 2.0, 2.0, -0.3], [-1.0, 0.0, 1.0, 1e9]])
+    rows = quantize(table, bits, symmetric=symmetric, exact=1)
+    found = dequantize(rows)
+    np.testing.assert_array_equal(found[:, 3], table[:, 3])
+    np.testing.assert_allclose(found, table, rtol=1e-6)
+    assert rows.width == 3
+    some = rows.rows(jnp.array([[2, 0], [1, 1]], jnp.int32))
+    np.testing.assert_array_equal(some, found[jnp.array([[2, 0], [1, 1]])])
+
+
+def test_one_column_of_half_bytes():
+    rows = quantize(jnp.array([[0.5], [-2.0]]), 4)
+    assert rows.codes.shape == (2, 1)
+    np.testing.assert_allclose(dequantize(rows), [[0.5], [-2.0]])
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "error", "message"),
+    [
+        (np.zeros((0, 3), np.float32), {}, CompressionError, r"a table of shape \[0, 3\] has no rows of numbers"),
+        (np.zeros(3, np.float32), {}, CompressionError, r"shape \[3\] has no rows"),
+        (np.array([[1.0, np.inf]], np.float32), {}, CompressionError, "row 0, column 1 is inf"),
+        (np.array([[1.0], [np.nan]], np.float32), {}, CompressionError, "row 1, column 0 is nan"),
+        (TABLE, {"exact": 9}, CompressionError, "exact=9 of 9 columns leaves none"),
+        (TABLE, {"exact": -1}, CompressionError, "exact=-1 of 9 columns"),
+        (quantize(jnp.asarray(TABLE)), {}, CompressionError, "of 8 bits already; dequantize them first"),
+        (TABLE, {"bits": 3}, ValueError, "bits=3 must be 8 or 4"),
+        (TABLE, {"clip": "half"}, ValueError, "clip='half' must be one of"),
+    ],
+)
+def test_what_cannot_be_quantized(table, options, error, message):
+    with pytest.raises(error, match=message):
+        quantize(table, **options)
+    with pytest.raises(CompressionError, match="ndarray is nothing quantized"):
+        dequantize(TABLE)
+
+
+@each_bits
+def test_retrieval_takes_quantized_rows(bits):
+    model = Factors(jnp.asarray(TABLE[:5]), jnp.asarray(TABLE), item_bias=jnp.linspace(0, 1, 40))
+    queries, items = model.queries(jnp.arange(5, dtype=jnp.int32)), model.item_table()
+    rows = quantize(items, bits, exact=1)
+    assert isinstance(rows, QuantizedRows)
+    expected, _ = recommend(model, np.arange(5), k=10)
+    found, scores = top_k(queries, rows, 10)
+    same = np.mean([len({*one} & {*other}) for one, other in zip(found.tolist(), expected.tolist(), strict=True)])
+    assert same >= (9.5 if bits == 8 else 8)
+    products = np.einsum("bw,bkw->bk", queries, np.asarray(dequantize(rows))[np.asarray(found)])
+    np.testing.assert_allclose(scores, products, atol=0.05)
+    # Among a few of each: their rows alone.
+    among = np.array([[3, 1, -1], [0, 7, 39], [5, 5, 6], [1, 2, 3], [8, 9, 10]], np.int32)
+    chosen, _ = top_k(queries, rows, 2, allow=among)
+    plain, _ = top_k(queries, dequantize(rows), 2, allow=among)
+    np.testing.assert_array_equal(chosen, plain)
