@@ -145,8 +145,9 @@ class TowerNetwork(NamedTuple):
 
     def item_table(self) -> Float[Array, "n_items width"]:
         """Vectors of items, with their biases, if there are any, in the last column."""
-        rows = self.item_fields, self.modalities
-        return by_parts(lambda part, _: self.network.item(*part), rows, self.n_items)
+        if self.modalities is None:
+            return self.network.item(self.item_fields)
+        return _fused_items(self.network, self.item_fields, self.modalities)
 
     @property
     def items(self) -> Float[Array, "n_items width"]:
@@ -248,6 +249,11 @@ class SequenceNetwork(NamedTuple):
         else:
             rows, times = history._replace(values=jnp.ones(1)), None
         return self._replace(history=rows, times=times)
+
+
+@jax.jit
+def _fused_items(towers: Any, fields: Array, modalities: Modalities) -> Array:
+    return by_parts(lambda part, _: towers.item(*part), (fields, modalities), len(fields))
 
 
 @jax.jit
