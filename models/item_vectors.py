@@ -1,4 +1,4 @@
-"""Vectors of items: those of a table, or what a fusion makes of all that is known of an item."""
+"""Vectors of items: one for each id, and one that a fusion makes of an item's content."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ from ..kernels.op import Implementation
 from .fusion import FusionSettings, FusionTransformer
 from .layers import FieldEmbedding
 
-ITEM = "item"  # the modality that is the item itself
+ITEM = "item"  # among modalities, the id of the item itself
 _AT_ONCE = 4096  # items that are fused together
 
 
 class ItemVectors(nnx.Module):
-    """A vector for each item: by its id alone, or with `fusion` by its modalities, of which the id is one.
+    """A vector for each item: that of its id, and with `fusion` the sum of that and what is made of its content.
+
+    So items begin as their content has them, and ids tell them apart.
 
     Args:
         n_items: Items there are.
         width: Of the vectors.
         marks: Further ids, from `n_items` on, that are no items, such as a mask.
-        fusion: Settings of a `FusionTransformer` for the other modalities; None for none.
+        fusion: Settings of a `FusionTransformer` for the content; None for none.
         init_std: Standard deviation of the first vectors of a table.
         dtype, param_dtype, implementation: See `layers.Linear`.
         rngs: Random numbers.
@@ -52,9 +54,8 @@ class ItemVectors(nnx.Module):
         rngs: nnx.Rngs,
     ):
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
-        rows = marks if fusion is not None else n_items + marks
-        self.embedding = FieldEmbedding([rows], width, init_std=init_std, **shared) if rows else None
-        self.fusion = None if fusion is None else _fusion(n_items, width, dict(fusion), shared)
+        self.embedding = FieldEmbedding([n_items + marks], width, init_std=init_std, **shared)
+        self.fusion = None if fusion is None else FusionTransformer(**dict(fusion), width=width, **shared)
         self.n_items, self.width, self.marks = n_items, width, marks
         self.implementation: Implementation = implementation
 
@@ -72,24 +73,22 @@ class ItemVectors(nnx.Module):
             ValueError: No table where one is needed.
         """
         if self.fusion is None:
-            assert self.embedding is not None
             return self.embedding.of_field(0, items)
         if table is None:
-            raise ValueError("the vectors of these items are made of their modalities: give those of all, as a table")
+            raise ValueError("the vectors of these items are made of their content: give those of all, as a table")
         n = self.n_items + self.marks
         check_ids("ids", items, n)
-        if self.embedding is not None:
-            table = jnp.concatenate([table, self.embedding.table[...][: self.marks].astype(table.dtype)])
+        table = jnp.concatenate([table, self.embedding.table[...][self.n_items : n].astype(table.dtype)])
         return lookup(table, jnp.asarray(items, jnp.int32), implementation=self.implementation)
 
     def table(
         self, modalities: Modalities | None = None, *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "n_items width"]:
-        """Vectors of all items; with a key there is dropout where they are fused, some thousands at a time.
+        """Vectors of all items; with a key there is dropout where they have content, of which ids are left out as well.
 
         Args:
-            modalities: Of all items, with the modality "item" among them, whose ids are -1 for items that nothing is
-                known of but their content.
+            modalities: Of all items, and the ids of these as "item", -1 for those that are known by their content
+                alone.
             key: See above.
 
         Raises:
@@ -97,15 +96,19 @@ class ItemVectors(nnx.Module):
         """
         if (modalities is None) != (self.fusion is None):
             raise ValueError(f"the model was made to read {'no ' if self.fusion is None else ''}modalities of items")
+        own = self.embedding.table[...][: self.n_items]
         if self.fusion is None or modalities is None:
-            assert self.embedding is not None
-            return self.embedding.table[...][: self.n_items]
-
-        fusion = self.fusion
+            return own
         for name, array in {**modalities.inputs, **modalities.where}.items():
             if array.shape[0] != self.n_items:
                 raise ValueError(f"modality {name!r} has {array.shape[0]} rows for {self.n_items} items")
-        return by_parts(lambda part, own: fused(fusion, part, own), modalities, self.n_items, key)
+        fusion, known = self.fusion, modalities.inputs[ITEM] >= 0
+        content = modalities._replace(inputs={k: v for k, v in modalities.inputs.items() if k != ITEM})
+        if key is not None:
+            key, of_ids = jax.random.split(key)
+            known &= ~jax.random.bernoulli(of_ids, fusion.modality_dropout, known.shape)
+        found = by_parts(lambda part, own: fused(fusion, part, own), content, self.n_items, key)
+        return jnp.where(known, own.astype(found.dtype), 0) + found
 
 
 def fused(fusion: FusionTransformer, modalities: Modalities, key: PRNGKeyArray | None) -> Array:
@@ -130,10 +133,3 @@ def by_parts(
     keys = None if key is None else jax.random.split(key, n_parts)
     vectors = lax.map(jax.checkpoint(lambda given: function(*given)), (jax.tree.map(part, rows), keys))
     return vectors.reshape(n_parts * size, -1)[:n]
-
-
-def _fusion(n_items: int, width: int, settings: dict[str, Any], shared: dict[str, Any]) -> FusionTransformer:
-    ids = dict(settings.pop("ids", ()))
-    if ITEM in ids:
-        raise ValueError(f"ids={ids} name {ITEM!r}, which is the item itself")
-    return FusionTransformer(**settings, ids={ITEM: (n_items,), **ids}, width=width, **shared)

@@ -140,7 +140,7 @@ def test_many_items_are_fused_by_parts(monkeypatch):
     # Places look up what is fused, and the mark; nothing is at -1.
     found = model(jnp.array([[3, 23], [-1, 0]]), whole)
     np.testing.assert_allclose(found[0, 0], whole[3], rtol=1e-6)
-    np.testing.assert_allclose(found[0, 1], model.embedding.table[...][0], rtol=1e-6)
+    np.testing.assert_allclose(found[0, 1], model.embedding.table[...][23], rtol=1e-6)
     assert (found[1, 0] == 0).all()
     with pytest.raises(InteractionError, match=r"id 24 at \[0\] is outside \[0, 24\)"):
         model(jnp.array([24]), whole)
@@ -157,8 +157,11 @@ def test_many_items_are_fused_by_parts(monkeypatch):
     dropping = ItemVectors(23, 8, fusion={**SPEC, "modality_dropout": 0.5}, rngs=nnx.Rngs(0))
     one, other = (dropping.table(given, key=jax.random.key(seed)) for seed in (0, 1))
     assert 4 < (one != other).any(axis=1).sum() < 23
-    with pytest.raises(ValueError, match="is the item itself"):
-        ItemVectors(3, 4, fusion={"ids": {"item": (3,)}}, rngs=nnx.Rngs(0))
+    # Those of content alone are not told apart by their ids.
+    moved = model.embedding.table[...].at[:23].add(1.0)
+    ids = np.asarray(given.inputs["item"])[:, 0]
+    model.embedding.table[...] = moved
+    np.testing.assert_allclose(np.asarray(model.table(given) - whole), np.tile((ids >= 0)[:, None], 8), atol=1e-5)
 
 
 @pytest.mark.parametrize("build", [models.SASRec, models.BERT4Rec, models.HSTU])
