@@ -65,7 +65,7 @@ def sequence_retriever(
         layout: "packed" has several users in a row, "padded" one: which shows a network the same.
         content: Columns of the items' side table, which items are known by besides their ids; see `item_modalities`. An
             item that no batch has an event of is known by these alone, and is no negative either.
-        fusion: How items become one vector of these, by a `FusionTransformer`.
+        fusion: How these become a vector, by a `FusionTransformer`, which is added to that of the item's id.
         modality_dropout: How likely one of these is left out, the id among them, in a step of training: so that each
             serves without the others.
         learning_rate: Of Adam.
