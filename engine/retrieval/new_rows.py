@@ -71,7 +71,7 @@ def fold_in(
     """
     of_network = hasattr(model, "network") and hasattr(model, "queries")
     if of_network or isinstance(model, FeedbackFactors | BayesianFactors):
-        name = type(model.network if of_network else model).__name__
+        name = type(getattr(model, "network", model)).__name__
         if side != "users" or gram is not None:
             raise ValueError(f"{name} folds in users only, and needs no gram: {side=}")
         if implementation != "auto":

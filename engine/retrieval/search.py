@@ -202,8 +202,8 @@ def top_k(
     filters = checked_filters(queries.shape[0], items.shape[0], seen, rows, exclude, allow)
     if filters.among is not None:
         return best_among(queries, items, k, filters)
-    kernel = quantized_rows if isinstance(items, QuantizedRows) else top_k_kernel
-    return kernel.search(
+    search: Any = quantized_rows.search if isinstance(items, QuantizedRows) else top_k_kernel.search
+    return search(
         queries,
         items,
         k,
