@@ -134,7 +134,7 @@ def tower_retriever(
     item_bias: bool = True,
     content: Sequence[str] | str = (),
     fusion: Fusion = "attention",
-    modality_dropout: float = 0.3,
+    modality_dropout: float = 0.1,
     factors: Factors | None = None,
 ) -> Algorithm:
     """Two towers, trained by Adam on the softmax over the items of a batch, corrected for how often each is there.

@@ -43,7 +43,7 @@ def sequence_retriever(
     layout: Layout = "packed",
     content: Sequence[str] | str = (),
     fusion: Fusion = "attention",
-    modality_dropout: float = 0.3,
+    modality_dropout: float = 0.1,
     learning_rate: float = 1e-3,
     l2: float = 0.0,
     **settings: Any,
