@@ -150,9 +150,9 @@ def test_newcomers_with_the_histories_of_users_get_their_rows():
     np.testing.assert_allclose(fold_in(state, alone)[0], state.users[8], rtol=1e-3, atol=1e-4)
     nobody = np.asarray(state.user_priors.mean)
     np.testing.assert_allclose(np.asarray(state.users[3]).reshape(4, 3), nobody[:, :3], rtol=1e-5)
-    with pytest.raises(ValueError, match="fold in users only"):
+    with pytest.raises(ValueError, match="folds in users only"):
         fold_in(state, x, side="items")
-    with pytest.raises(ValueError, match="fold in by one implementation, not by implementation='reference'"):
+    with pytest.raises(ValueError, match="folds in by one implementation, not by implementation='reference'"):
         fold_in(state, x, implementation="reference")
 
 

@@ -328,9 +328,9 @@ def test_svd_plus_plus_recovers_what_was_planted_and_answers_newcomers(batch_siz
     np.testing.assert_allclose(state.users, np.asarray(state.own) + given, rtol=1e-4, atol=1e-5)
     newcomers = with_history(state, x)
     np.testing.assert_array_equal(fold_in(state, x), newcomers.users)
-    with pytest.raises(ValueError, match="fold in users only"):
+    with pytest.raises(ValueError, match="folds in users only"):
         fold_in(state, x, side="items")
-    with pytest.raises(ValueError, match="fold in by one implementation, not by implementation='reference'"):
+    with pytest.raises(ValueError, match="folds in by one implementation, not by implementation='reference'"):
         fold_in(state, x, implementation="reference")
     again = np.asarray(predict(newcomers, users, items)) - matrix.ravel()
     assert np.sqrt(np.mean(again**2)) < 0.25 * matrix.std()
