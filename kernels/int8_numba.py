@@ -22,18 +22,34 @@ def multiply(a, b):
 
 
 @numba.njit(nogil=True, cache=True)
-def pack_panel(b, panel, panels, start):
-    """Rows of b that are columns of a panel, with k by fours, and -128 times the sum of each."""
-    n, depth = b.shape
-    fours = panels.shape[1]
-    for column in range(COLUMNS):
-        row, half, lane = panel * COLUMNS + column, panel * 2 + column // 16, column % 16
-        total = np.int32(0)
-        for k in range(fours * 4):
-            value = b[row, k] if row < n and k < depth else np.int8(0)
-            panels[half, k // 4, lane, k % 4] = value
-            total += np.int32(value)
-        start[panel * COLUMNS + column] = -128 * total
+def _half(byte, k):
+    return ((np.int32(byte) >> (4 * (k % 2))) & 15) - 8
+
+
+@numba.njit(parallel=True, nogil=True, cache=True)
+def packed_panels(codes, width):
+    """Rows, of bytes or half bytes, as columns of panels, with k by fours; and -128 times the sum of each."""
+    n, halves = len(codes), codes.shape[1] < width
+    fours, n_panels = (width + 3) // 4, (n + COLUMNS - 1) // COLUMNS
+    panels = np.empty((2 * n_panels, fours, 16, 4), np.int8)
+    start = np.empty(n_panels * COLUMNS, np.int32)
+    queue = np.zeros(1, np.int64)
+    for _worker in numba.prange(WORKERS):
+        while True:
+            panel = simd.take_number(queue, 0)
+            if panel >= n_panels:
+                break
+            for column in range(COLUMNS):
+                row, total = panel * COLUMNS + column, np.int32(0)
+                half, lane = panel * 2 + column // 16, column % 16
+                for k in range(fours * 4):
+                    value = np.int32(0)
+                    if row < n and k < width:
+                        value = _half(codes[row, k // 2], k) if halves else np.int32(codes[row, k])
+                    panels[half, k // 4, lane, k % 4] = value
+                    total += value
+                start[row] = -128 * total
+    return panels, start
 
 
 @numba.njit(nogil=True, cache=True)
@@ -50,15 +66,8 @@ def raise_rows(a, first, size, raised):
 def _multiply(a, b, out):
     (m, depth), n = a.shape, len(b)
     fours, n_panels = (depth + 3) // 4, (n + COLUMNS - 1) // COLUMNS
-    panels = np.empty((2 * n_panels, fours, 16, 4), np.int8)
-    start = np.empty(n_panels * COLUMNS, np.int32)
-    queue = np.zeros(2, np.int64)
-    for _worker in numba.prange(WORKERS):
-        while True:
-            panel = simd.take_number(queue, 0)
-            if panel >= n_panels:
-                break
-            pack_panel(b, panel, panels, start)
+    panels, start = packed_panels(b, depth)
+    queue = np.zeros(1, np.int64)
     n_blocks = (m + _BLOCK - 1) // _BLOCK
     cached = max(1, _CACHED // (fours * 4 * COLUMNS))
     n_columns = (n_panels + cached - 1) // cached
@@ -67,7 +76,7 @@ def _multiply(a, b, out):
         tile = np.empty((ROWS, COLUMNS), np.int32)
         while True:
             # One part of the columns after the other, so that its panels stay in cache.
-            number = simd.take_number(queue, 1)
+            number = simd.take_number(queue, 0)
             if number >= n_blocks * n_columns:
                 break
             first, low = (number % n_blocks) * _BLOCK, (number // n_blocks) * cached

@@ -10,7 +10,7 @@ from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
 from numba.core import types
 
-from .llvm import I32, I64, addresses, intrinsic, load, shuffle, splat, store
+from .llvm import I32, I64, addresses, intrinsic, load, shuffle, splat, store, vector_loop
 
 ROWS, COLUMNS = 8, 32  # of a tile
 DEPTH = 64  # bytes that one instruction takes
@@ -54,28 +54,6 @@ def _unaligned(builder, address, offset, kind):
     return value
 
 
-def _loop(builder, n, carried, body):
-    """Runs `body(i, carried) -> carried` for i below n, which is 1 or more; what is carried at the end."""
-    entry, loop = builder.block, builder.append_basic_block("bytes")
-    done = builder.append_basic_block("bytes.done")
-    builder.branch(loop)
-    builder.position_at_end(loop)
-    i = builder.phi(I64)
-    i.add_incoming(I64(0), entry)
-    slots = []
-    for value in carried:
-        slots.append(builder.phi(value.type))
-        slots[-1].add_incoming(value, entry)
-    results = body(i, slots)
-    after = builder.add(i, I64(1))
-    i.add_incoming(after, builder.block)
-    for slot, result in zip(slots, results, strict=True):
-        slot.add_incoming(result, builder.block)
-    builder.cbranch(builder.icmp_signed("<", after, n), loop, done)
-    builder.position_at_end(done)
-    return results
-
-
 @intrinsic
 def write_tile(typingctx, a, i, a_stride, panels, j, fours, start, s, out, o, out_stride):
     """`C[r, c] = start[c] + sum over k of A[r, k] B[k, c]` for 8 rows and 32 columns, int32.
@@ -90,7 +68,7 @@ def write_tile(typingctx, a, i, a_stride, panels, j, fours, start, s, out, o, ou
         begin = [load(builder, start, 64 * half, _SUMS) for half in range(2)]
         rows = [builder.add(a, builder.mul(a_stride, I64(row))) for row in range(ROWS)]
 
-        def body(k, sums):
+        def body(k, *sums):
             place, found = builder.mul(k, I64(DEPTH)), []
             halves = [load(builder, panels, place, _BYTES), load(builder, panels, builder.add(place, second), _BYTES)]
             for row in range(ROWS):
@@ -100,7 +78,7 @@ def write_tile(typingctx, a, i, a_stride, panels, j, fours, start, s, out, o, ou
                     found.append(_add_products(builder, sums[2 * row + half], bytes_of_row, halves[half]))
             return found
 
-        totals = _loop(builder, fours, begin * ROWS, body)
+        totals = vector_loop(builder, fours, body, *begin * ROWS, step=1)
         for row in range(ROWS):
             place = builder.add(out, builder.mul(builder.mul(out_stride, I64(4)), I64(row)))
             for half in range(2):
@@ -129,14 +107,14 @@ def _dots(bits: int):
                 halves = builder.and_(packed, low), builder.lshr(packed, four)
                 return shuffle(builder, *halves, list(range(DEPTH)))
 
-            def body(chunk, sums):
+            def body(chunk, *sums):
                 signed = _unaligned(builder, row, builder.mul(chunk, I64(DEPTH)), _BYTES)
                 return [
                     _add_products(builder, total, unsigned(place, chunk), signed)
                     for total, place in zip(sums, rows, strict=True)
                 ]
 
-            totals = _loop(builder, chunks, [ir.Constant(_SUMS, [0] * 16)] * 4, body)
+            totals = vector_loop(builder, chunks, body, *[ir.Constant(_SUMS, [0] * 16)] * 4, step=1)
             found = [_total(builder, total) for total in totals]
             return context.make_tuple(builder, signature.return_type, found)
 

@@ -94,8 +94,8 @@ def sum_lanes(builder, a, b, c, d):
     return builder.fadd(shuffle(builder, both, both, [0, 1, 2, 3]), shuffle(builder, both, both, [4, 5, 6, 7]))
 
 
-def vector_loop(builder, n, body, *carried):
-    """Runs `body(i, *carried) -> carried` for i = 0, 8, … below n; returns what is carried at the end."""
+def vector_loop(builder, n, body, *carried, step=LANES):
+    """Runs `body(i, *carried) -> carried` for i = 0, 8, … (or another step) below n; what is carried at the end."""
     entry = builder.block
     loop, done = builder.append_basic_block("vectors"), builder.append_basic_block("vectors.done")
     builder.cbranch(builder.icmp_signed(">", n, I64(0)), loop, done)
@@ -107,7 +107,7 @@ def vector_loop(builder, n, body, *carried):
         slots.append(builder.phi(value.type))
         slots[-1].add_incoming(value, entry)
     results = body(i, *slots)
-    after = builder.add(i, I64(LANES))
+    after = builder.add(i, I64(step))
     i.add_incoming(after, loop)
     for slot, result in zip(slots, results, strict=True):
         slot.add_incoming(result, loop)

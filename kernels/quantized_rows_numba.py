@@ -8,9 +8,9 @@ import numba
 import numpy as np
 
 from . import simd, xla_ffi
-from .int8_numba import raise_rows
+from .int8_numba import packed_panels, raise_rows
 from .int8_tiles import COLUMNS, DEPTH, ROWS, four_dots_int4, four_dots_int8, write_tile
-from .selection import first_places, select, sift_down, sort_best_first
+from .selection import best_of_workers, first_places, select, sort_best_first
 from .threads import WORKERS
 
 _FEW = 8  # queries from which on packing pays
@@ -54,50 +54,22 @@ def _score(found, q, item, scales, totals, columns, item_scales, offsets, exact)
     return score
 
 
-@numba.njit(cache=True, nogil=True)
-def _half(byte, k):
-    return ((np.int32(byte) >> (4 * (k % 2))) & 15) - 8
-
-
-@numba.njit(cache=True, nogil=True)
-def _pack_panel(codes, width, panel, panels, start):
-    """Items that are columns of a panel, as `int8_numba.pack_panel`, of bytes or half bytes."""
-    n, halves = len(codes), codes.shape[1] < width
-    for column in range(COLUMNS):
-        item, half, lane = panel * COLUMNS + column, panel * 2 + column // 16, column % 16
-        total = np.int32(0)
-        for k in range(panels.shape[1] * 4):
-            value = np.int32(0)
-            if item < n and k < width:
-                value = _half(codes[item, k // 2], k) if halves else np.int32(codes[item, k])
-            panels[half, k // 4, lane, k % 4] = value
-            total += value
-        start[panel * COLUMNS + column] = -128 * total
-
-
 @numba.njit(parallel=True, nogil=True, cache=True)
 def _search_many(
     codes, scales, columns, item_codes, item_scales, offsets, exact, seen_indptr, seen_indices, seen_rows, exclude,
     allow, ids, scores
 ):  # fmt: skip
     (batch, width), n_items = codes.shape, len(item_codes)
-    fours, n_panels = (width + 3) // 4, (n_items + COLUMNS - 1) // COLUMNS
-    panels = np.empty((2 * n_panels, fours, 16, 4), np.int8)
-    start = np.empty(n_panels * COLUMNS, np.int32)
+    panels, start = packed_panels(item_codes, width)
+    fours = panels.shape[1]
     _, totals = _totals(codes, scales)
-    queue = np.zeros(2, np.int64)
-    for _worker in numba.prange(WORKERS):
-        while True:
-            panel = simd.take_number(queue, 0)
-            if panel >= n_panels:
-                break
-            _pack_panel(item_codes, width, panel, panels, start)
+    queue = np.zeros(1, np.int64)
     n_blocks = (batch + _QUERIES - 1) // _QUERIES
     for _worker in numba.prange(WORKERS):
         raised = np.empty((_QUERIES, fours * 4), np.uint8)
         sums, tile = np.empty((_QUERIES, _ITEMS), np.int32), np.empty((_QUERIES, _ITEMS), np.float32)
         while True:
-            block = simd.take_number(queue, 1)
+            block = simd.take_number(queue, 0)
             if block >= n_blocks:
                 break
             first = block * _QUERIES
@@ -199,12 +171,4 @@ def _search_few(
                     tile, q, low, high, seen_indices, next_seen, end, exclude[q], next_excluded, allow,
                     own_ids[worker, q], own_scores[worker, q],
                 )  # fmt: skip
-    ids[:] = -1
-    scores[:] = -np.inf
-    for q in range(batch):
-        for worker in range(WORKERS):
-            for place in range(k):
-                score, item = own_scores[worker, q, place], own_ids[worker, q, place]
-                if score > scores[q, 0] or (score == scores[q, 0] and 0 <= item < ids[q, 0]):
-                    sift_down(ids[q], scores[q], k, score, item)
-        sort_best_first(ids[q], scores[q])
+    best_of_workers(own_ids, own_scores, ids, scores)

@@ -50,6 +50,21 @@ def sort_best_first(ids, scores):
 
 
 @numba.njit(cache=True, nogil=True)
+def best_of_workers(own_ids, own_scores, ids, scores):
+    """The best of what each worker has found, `[workers, batch, k]`, best first, into `[batch, k]`."""
+    n_workers, batch, k = own_ids.shape
+    ids[:] = -1
+    scores[:] = -np.inf
+    for q in range(batch):
+        for worker in range(n_workers):
+            for place in range(k):
+                score, item = own_scores[worker, q, place], own_ids[worker, q, place]
+                if score > scores[q, 0] or (score == scores[q, 0] and 0 <= item < ids[q, 0]):
+                    sift_down(ids[q], scores[q], k, score, item)
+        sort_best_first(ids[q], scores[q])
+
+
+@numba.njit(cache=True, nogil=True)
 def first_places(first, size, seen_indptr, seen_rows, exclude):
     """For each row of a block, where its seen and its excluded items (sorted, padded with -1) begin."""
     next_seen, next_excluded = np.empty(size, np.int64), np.zeros(size, np.int64)

@@ -14,7 +14,7 @@ import numpy as np
 
 from . import simd, xla_ffi
 from .outer_products import TALL_ROWS, add_tall_outer_products
-from .selection import first_places, select, sift_down, sort_best_first
+from .selection import best_of_workers, first_places, select, sort_best_first
 from .threads import WORKERS
 
 _FEW = 8  # queries from which on packing pays
@@ -156,12 +156,4 @@ def _search_few(queries, items, seen_indptr, seen_indices, seen_rows, exclude, a
                     own_ids[worker, q],
                     own_scores[worker, q],
                 )
-    ids[:] = -1
-    scores[:] = -np.inf
-    for q in range(batch):
-        for worker in range(WORKERS):
-            for place in range(k):
-                score, item = own_scores[worker, q, place], own_ids[worker, q, place]
-                if score > scores[q, 0] or (score == scores[q, 0] and 0 <= item < ids[q, 0]):
-                    sift_down(ids[q], scores[q], k, score, item)
-        sort_best_first(ids[q], scores[q])
+    best_of_workers(own_ids, own_scores, ids, scores)
