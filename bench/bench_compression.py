@@ -17,7 +17,7 @@ from affinax.engine.factorization import fit, implicit_als
 from affinax.engine.retrieval import top_k
 from affinax.kernels import int8
 
-from .bench_accuracy import gowalla
+from .bench_accuracy import SETTINGS_GOWALLA, gowalla
 from .measure import take_turns
 from .record import record
 
@@ -97,7 +97,8 @@ def test_product(benchmark):
 def test_als_on_gowalla():
     """NDCG@10 and recall@20 of iALS with its item table in float32, bytes and half bytes."""
     train, test = gowalla()
-    model, _ = fit(implicit_als(64, l2=0.003, unobserved_weight=0.3), train, key=KEY, steps=12, progress=False)
+    settings = SETTINGS_GOWALLA | {"rank": 64}
+    model, _ = fit(implicit_als(**settings), train, key=KEY, steps=12, progress=False)
     users = np.flatnonzero(np.diff(test.indptr)).astype(np.int32)
     items = model.item_table()
     tables: dict[str, Any] = {"float32": items}

@@ -48,6 +48,6 @@ def supports_bytes(*arrays: Any, **static: Any) -> str | None:
     return None if all(array.size for array in arrays[:2]) else "nothing is to be multiplied"
 
 
-# Of 4,096 x 512 x 512 XLA takes a third of the time where there is a unit for it, and three times as long elsewhere.
+# Where there is a unit for tiles of bytes XLA is about twice as fast; see bench/bench_compression.py.
 _AUTOMATIC = () if int8_tiles.matrix_unit() else ("cpu",)
 OP = Op("int8", _reference, supports_bytes, numba=int8_numba.multiply, automatic=_AUTOMATIC)
