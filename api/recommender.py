@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -223,6 +224,20 @@ class Recommender:
                     "or give the file or frame that it came from"
                 )
         return evaluate(self.model, test, train=train, k=k)
+
+    def with_model(self, model: Any) -> Recommender:
+        """The same recommender with another model of the same users and items, such as one that was made smaller.
+
+        Raises:
+            ValueError: Not fitted, or a model of other numbers of users or items.
+        """
+        for side in ("n_users", "n_items"):
+            own, other = getattr(self.train, side), getattr(model, side, None)
+            if other not in (None, own):
+                raise ValueError(f"the model has {side}={other:,}; this recommender has {own:,}")
+        other = copy.copy(self)
+        other.model = model
+        return other
 
     def save(self, folder: str | Path) -> None:
         """Saves model, vocabularies and training interactions into a folder, atomically; see `engine.storage`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -9,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .engine.compression import QuantizedKernel, QuantizedRows
+from .engine.compression.parameters import is_quantized
 from .engine.data import Modalities
 from .engine.factorization import (
     Baseline,
@@ -59,6 +62,8 @@ _KINDS = {
         Modalities,
         PairRegression,
         Popularity,
+        QuantizedKernel,
+        QuantizedRows,
         Random,
         RatingSgd,
         RowPrior,
@@ -89,16 +94,27 @@ def flatten(model: Any, name: str = "model") -> tuple[dict[str, np.ndarray], dic
         elif isinstance(value, tuple | dict):
             inner, fields[field] = flatten(value, f"{name}.{field}")
             arrays |= inner
+        elif is_quantized(value):
+            inner, fields[field] = _flatten_quantized(value, f"{name}.{field}")
+            arrays |= inner
         elif is_dataclass(value) and not isinstance(value, type):
             fields[field] = {"type": type(value).__name__, "static": asdict(value)}
         elif field == "network" and "blueprint" in parts:
-            leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(value)}
-            fields[field] = {"leaves": {path: f"{name}.{field}{path}" for path in leaves}}
-            arrays |= {f"{name}.{field}{path}": np.asarray(leaf) for path, leaf in leaves.items()}
+            leaves = jax.tree_util.tree_leaves_with_path(value, is_leaf=is_quantized)
+            inner, described = flatten({jax.tree_util.keystr(path): leaf for path, leaf in leaves}, f"{name}.{field}")
+            arrays, fields[field] = arrays | inner, {"leaves": described["fields"]}
         else:
             fields[field] = f"{name}.{field}"
             arrays[fields[field]] = np.asarray(value)
     return arrays, {"type": type(model).__name__, "fields": fields}
+
+
+def _flatten_quantized(value: Any, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """As `flatten`, of an array in fewer bits."""
+    parts = {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
+    static = {one.name: parts.pop(one.name) for one in dataclasses.fields(value) if one.metadata.get("static")}
+    arrays, described = flatten(parts, name)
+    return arrays, described | {"type": type(value).__name__, "with": static}
 
 
 def restore(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
@@ -117,10 +133,10 @@ def restore(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
     if "static" in described:
         return kind(**{name: _hashable(field) for name, field in described["static"].items()})
     parts = dict(described["fields"])
-    places = parts.pop("network")["leaves"] if "blueprint" in parts else None
-    fields = {name: value(field) for name, field in parts.items()}
-    if places is not None:
-        fields["network"] = _filled(fields["blueprint"], {path: arrays[name] for path, name in places.items()})
+    leaves = parts.pop("network")["leaves"] if "blueprint" in parts else None
+    fields = {name: value(field) for name, field in parts.items()} | described.get("with", {})
+    if leaves is not None:
+        fields["network"] = _filled(fields["blueprint"], {path: value(leaf) for path, leaf in leaves.items()})
     return kind(fields.values()) if kind is tuple else kind(**fields)
 
 
@@ -130,14 +146,14 @@ def _network_kind(name: str) -> Any:
     return {kind.__name__: kind for kind in trained.KINDS}[name]
 
 
-def _filled(blueprint: Any, arrays: dict[str, np.ndarray]) -> Any:
+def _filled(blueprint: Any, leaves: dict[str, Any]) -> Any:
     """The network of a blueprint with these arrays."""
 
-    def leaf(path: Any, expected: Any) -> jax.Array:
-        found = arrays[jax.tree_util.keystr(path)]
+    def leaf(path: Any, expected: Any) -> Any:
+        found = leaves[jax.tree_util.keystr(path)]
         if found.shape != expected.shape:
             raise ValueError(f"{jax.tree_util.keystr(path)} is {found.shape} and must be {expected.shape}")
-        return jnp.asarray(found, expected.dtype)
+        return found if is_quantized(found) else jnp.asarray(found, expected.dtype)
 
     shape = jax.eval_shape(blueprint.build, jax.random.key(0))
     return jax.tree_util.tree_map_with_path(leaf, shape)

@@ -45,7 +45,7 @@ def test_one_query(benchmark):
     def plain(queries: jax.Array, items: jax.Array) -> Any:
         return lax.top_k(queries @ items.T, k)
 
-    tables = {f"{bits} bits": quantize(items, bits, clip="search") for bits in (8, 4)}
+    tables = {kind: quantize(items, kind, clip="search") for kind in ("int8", "int4")}
     calls = {f"affinax, {name}": waited(lambda q, i: top_k(q, i, k), queries, rows) for name, rows in tables.items()}
     calls |= {"affinax, float32": waited(lambda q, i: top_k(q, i, k), queries, items)}
     calls |= {"XLA, float32": waited(plain, queries, items)}
@@ -66,7 +66,7 @@ def test_many_queries(benchmark):
     faiss.omp_set_num_threads(2)
     index.add(np.asarray(items))
     as_array = np.asarray(queries)
-    tables = {f"{bits} bits": quantize(items, bits, clip="search") for bits in (8, 4)}
+    tables = {kind: quantize(items, kind, clip="search") for kind in ("int8", "int4")}
     calls = {f"affinax, {name}": waited(lambda q, i: top_k(q, i, k), queries, rows) for name, rows in tables.items()}
     calls |= {"affinax, float32": waited(lambda q, i: top_k(q, i, k), queries, items)}
     calls |= {"faiss-cpu flat, float32": lambda: index.search(as_array, k)}
@@ -102,7 +102,7 @@ def test_als_on_gowalla():
     users = np.flatnonzero(np.diff(test.indptr)).astype(np.int32)
     items = model.item_table()
     tables: dict[str, Any] = {"float32": items}
-    tables |= {f"{bits} bits": quantize(items, bits, clip="search") for bits in (8, 4)}
+    tables |= {kind: quantize(items, kind, clip="search") for kind in ("int8", "int4")}
     found = {}
     for name, table in tables.items():
         ids, _ = top_k(model.queries(jnp.asarray(users)), table, 20, seen=train, rows=users)

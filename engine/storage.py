@@ -15,6 +15,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from .errors import ModelFileError
@@ -23,6 +24,7 @@ FORMAT = "affinax-model"
 VERSION = 1
 MANIFEST = "manifest.json"
 _BYTES, _LENGTHS = ".utf8", ".lengths"
+_SMALL_FLOATS = {".bfloat16": np.uint16, ".float8_e4m3fn": np.uint8}  # which NumPy and safetensors read as their bits
 
 
 def save_arrays(folder: str | Path, arrays: dict[str, np.ndarray], content: dict[str, Any]) -> None:
@@ -30,7 +32,7 @@ def save_arrays(folder: str | Path, arrays: dict[str, np.ndarray], content: dict
 
     Args:
         folder: Made if it is not there. An existing one must be empty or hold a saved model, which is replaced.
-        arrays: Numbers and text, by name. Text arrays are stored as their UTF-8 bytes and lengths.
+        arrays: Numbers and text, by name. Floats of 8 and of 16 bits are stored as their bits; text arrays are stored as their UTF-8 bytes and lengths.
         content: Anything JSON can hold.
 
     Raises:
@@ -43,8 +45,10 @@ def save_arrays(folder: str | Path, arrays: dict[str, np.ndarray], content: dict
     _check_ours(folder)
     stored: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
-        if name.endswith((_BYTES, _LENGTHS)):
-            raise ValueError(f"array name {name!r}: the endings {_BYTES!r} and {_LENGTHS!r} are those of text arrays")
+        if name.endswith((_BYTES, _LENGTHS, *_SMALL_FLOATS)):
+            raise ValueError(f"array name {name!r} has an ending that says how an array is stored")
+        if f".{array.dtype.name}" in _SMALL_FLOATS:
+            name, array = f"{name}.{array.dtype.name}", array.view(_SMALL_FLOATS[f".{array.dtype.name}"])
         if array.dtype.kind not in "biufU" or (array.dtype.kind == "f" and array.dtype.itemsize > 8):
             raise ValueError(f"array {name!r} is {array.dtype}; only numbers of up to 64 bits and text can be saved")
         parts = _text_parts(name, array) if array.dtype.kind == "U" else {"": array}
@@ -194,6 +198,9 @@ def _joined_texts(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             ends = np.cumsum(lengths)
             texts = [data[end - n : end].decode() for end, n in zip(ends, lengths, strict=True)]
             arrays[name] = np.asarray(texts, np.str_)
+        elif name.endswith(tuple(_SMALL_FLOATS)):
+            name, _, dtype = name.rpartition(".")
+            arrays[name] = array.view(jnp.dtype(dtype))
         elif not name.endswith(_LENGTHS):
             arrays[name] = array
     return arrays

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int32
 from . import embedding_numba, embedding_reference, embedding_updates_numba, lookup_numba
 from .csr import CSR
 from .op import Implementation, Op, dispatch
+from .quantized_rows import QuantizedRows, Table, floats_of
 
 Mode = Literal["sum", "mean"]
 Optimizer = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
@@ -20,7 +21,7 @@ _CACHED = 1 << 20  # bytes of a table that stays in the cache of a core
 
 
 def lookup(
-    table: Float[Array, "n d"], ids: Int32[Array, "*shape"], *, implementation: Implementation = "auto"
+    table: Table, ids: Int32[Array, "*shape"], *, implementation: Implementation = "auto"
 ) -> Float[Array, "*shape d"]:
     """`rows[..., :] = table[ids[...], :]`.
 
@@ -28,7 +29,7 @@ def lookup(
     same to the last bit on any number of threads.
 
     Args:
-        table: Rows, float32 or bfloat16.
+        table: Rows, float32 or bfloat16; or quantized, which are given as float32, without a gradient.
         ids: Rows asked for. A negative one is none and gives zeros; one beyond the table gives NaN.
         implementation: See `kernels.op.dispatch`.
 
@@ -41,8 +42,12 @@ def lookup(
     >>> lookup(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([1, -1, 2])).tolist()
     [[3.0, 4.0], [0.0, 0.0], [nan, nan]]
     """
-    _require_table(table)
     _require_ids("ids", ids, ndim=None)
+    if isinstance(table, QuantizedRows):
+        rows = table[jnp.clip(ids, 0, table.shape[0] - 1)]
+        ids = ids[..., None]
+        return jnp.where(ids < 0, 0.0, jnp.where(ids < table.shape[0], rows, jnp.nan))
+    _require_table(table)
     if implementation == "auto" and table.size * table.dtype.itemsize <= _CACHED:
         implementation = "reference"  # whose gather and scatter are the faster where nothing waits for memory
     rows: Any = _lookup(table, ids.reshape(-1), implementation)
@@ -69,14 +74,14 @@ _lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
 def bag(
-    table: Float[Array, "n d"], rows: CSR, *, mode: Mode = "sum", implementation: Implementation = "auto"
+    table: Table, rows: CSR, *, mode: Mode = "sum", implementation: Implementation = "auto"
 ) -> Float[Array, "n_bags d"]:
     """`pooled[b] = sum over the entries e of b of w_e table[i_e]`, and for "mean" over the sum of the w_e.
 
     Differentiable in the table and in the weights, the first as `lookup` is.
 
     Args:
-        table: Rows, float32 or bfloat16.
+        table: Rows, float32 or bfloat16; or quantized, all of which are float32 for the time.
         rows: The bags: `indices` are rows of the table, in any order and repeated or not, `values` their weights,
             float32, one each or one for all. An entry with a negative index is none, and counts for the mean neither;
             one beyond the table makes its bag NaN. Entries beyond `indptr[-1]` are in no bag.
@@ -93,6 +98,7 @@ def bag(
     >>> bag(jnp.array([[4.0], [8.0]]), bags).tolist(), bag(jnp.array([[4.0], [8.0]]), bags, mode="mean").tolist()
     ([[28.0], [0.0]], [[7.0], [0.0]])
     """
+    table = floats_of(table)
     _require_table(table)
     _require_bags("rows", rows)
     if mode not in get_args(Mode):

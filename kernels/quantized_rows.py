@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,8 @@ from .csr import CSR, nothing_seen
 from .int8 import supports_bytes
 from .op import Implementation, Op, dispatch
 
+Kind = Literal["int8", "int4", "float8", "bfloat16"]
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
@@ -23,13 +25,16 @@ class QuantizedRows:
 
     Always true:
 
-    - `codes` is int8 `[n, width]` in [-127, 127] of 8 bits; or uint8 `[n, (width + 1) // 2]` of 4 bits: in byte j the
-      low half is column 2 j, the high half column 2 j + 1, both raised by 8, in [1, 15]; a column that is not there is
-      8, which stands for 0.
+    - `codes` is int8 `[n, width]` in [-127, 127]; or uint8 `[n, (width + 1) // 2]` of half bytes: in byte j the low half
+      is column 2 j, the high half column 2 j + 1, both raised by 8, in [1, 15]; a column that is not there is 8, which
+      stands for 0; or float8_e4m3fn or bfloat16 `[n, width]`, finite.
     - `scales` is float32 `[n]`, finite and 0 or more.
     - `offsets` is float32 `[n]`, finite, or None for 0.
     - `exact` is float32 `[n, columns]`: further columns as they are, such as biases.
     - `width` is how many columns the codes have.
+
+    It is indexed as an array is: by ids it gives their rows as numbers, by a slice rows as they are stored, by `...`
+    itself.
     """
 
     codes: Array
@@ -39,36 +44,63 @@ class QuantizedRows:
     width: int = field(metadata={"static": True})
 
     @property
-    def bits(self) -> int:
-        """Of a code: 8 or 4."""
-        return 8 if self.codes.dtype == jnp.int8 else 4
+    def kind(self) -> Kind:
+        """Of the codes."""
+        return _KINDS[str(self.codes.dtype)]
 
     @property
     def shape(self) -> tuple[int, int]:
         """Of the table, exact columns included."""
         return self.codes.shape[0], self.width + self.exact.shape[1]
 
-    def rows(self, ids: Int32[Array, "*batch"]) -> Float[Array, "*batch columns"]:
-        """Rows of the table that this stands for."""
-        flat = ids.reshape(-1)
-        values = unpacked(self.codes[flat], self.width).astype(jnp.float32) * self.scales[flat][:, None]
-        if self.offsets is not None:
-            values += self.offsets[flat][:, None]
-        return jnp.concatenate([values, self.exact[flat]], axis=1).reshape(*ids.shape, -1)
-
     @property
     def nbytes(self) -> int:
         """Of all its arrays."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
 
+    def __getitem__(self, index: Any) -> Any:
+        if index is ...:
+            return self
+        if isinstance(index, slice):
+            return jax.tree.map(lambda leaf: leaf[index], self)
+        flat = index.reshape(-1)
+        values = unpacked(self.codes[flat], self.width).astype(jnp.float32) * self.scales[flat][:, None]
+        if self.offsets is not None:
+            values += self.offsets[flat][:, None]
+        return jnp.concatenate([values, self.exact[flat]], axis=1).reshape(*index.shape, -1)
+
+    def floats(self) -> Float[Array, "n columns"]:
+        """The table that it stands for."""
+        return self[jnp.arange(self.shape[0], dtype=jnp.int32)]
+
+    def with_columns(self, columns: Float[Array, "n more"]) -> QuantizedRows:
+        """With further exact columns behind."""
+        return replace(self, exact=jnp.concatenate([self.exact, columns], axis=1))
+
+
+_KINDS: dict[str, Kind] = {"int8": "int8", "uint8": "int4", "float8_e4m3fn": "float8", "bfloat16": "bfloat16"}
+Table = Float[Array, "n columns"] | QuantizedRows
+
+
+def floats_of(table: Table) -> Float[Array, "n columns"]:
+    """A table as numbers, quantized or not."""
+    return table.floats() if isinstance(table, QuantizedRows) else table
+
+
+def with_columns(table: Table, *columns: Float[Array, " n"]) -> Any:
+    """A table with further columns behind, which stay exact."""
+    if not isinstance(table, QuantizedRows):
+        return jnp.concatenate([table, *(column[:, None] for column in columns)], axis=1)
+    return table.with_columns(jnp.stack([column.astype(jnp.float32) for column in columns], axis=1))
+
 
 def unpacked(codes: Array, width: int) -> Array:
-    """Codes as int8 `[n, width]`.
+    """Codes one in a place, `[n, width]`.
 
     >>> unpacked(jnp.array([[0x91, 0x8F]], jnp.uint8), 3).tolist()
     [[-7, 1, 7]]
     """
-    if codes.dtype == jnp.int8:
+    if codes.dtype != jnp.uint8:
         return codes
     halves = jnp.stack([codes & jnp.uint8(15), codes >> jnp.uint8(4)], axis=-1)
     return halves.reshape(codes.shape[0], -1)[:, :width].astype(jnp.int8) - jnp.int8(8)
@@ -104,7 +136,8 @@ def search(
 ) -> tuple[Int32[Array, "batch k"], Float[Array, "batch k"]]:
     """Items with the highest products with queries, which are made bytes as well: sums of products are exact, in int32.
 
-    Args and Returns: As `top_k.search`; but the products with exact columns, the last of the queries, are float32.
+    Args and Returns: As `top_k.search`; but the products with exact columns, the last of the queries, are float32. Codes
+    that are floats are multiplied as float32, and the table is held as that for the time.
 
     Raises:
         ValueError: k below 1 or widths that differ.
@@ -118,6 +151,9 @@ def search(
         raise ValueError(f"kernels.quantized_rows: {k=} must be at least 1")
     if queries.shape[1] != items.shape[1]:
         raise ValueError(f"kernels.quantized_rows: queries have width {queries.shape[1]}, items {items.shape[1]}")
+    if items.kind not in ("int8", "int4"):
+        masks = {"seen": seen, "seen_rows": seen_rows, "exclude": exclude, "allow": allow}
+        return top_k.search(queries, items.floats(), k, implementation=implementation, **masks)
     batch = queries.shape[0]
     if seen is None or seen_rows is None:
         seen, seen_rows = nothing_seen(batch)

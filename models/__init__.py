@@ -6,6 +6,7 @@ from .dlrm import DLRM
 from .factorization_machine import DeepFM, FactorizationMachine
 from .fusion import FusionTransformer
 from .hstu import HSTU
+from .layer_inputs import inputs_of_layers
 from .maps import attention_maps, attention_rollout
 from .mlp import MLP, NeuMF
 from .recommenders import pair_ranker, tower_retriever
@@ -33,6 +34,7 @@ __all__ = [
     "TwoTower",
     "attention_maps",
     "attention_rollout",
+    "inputs_of_layers",
     "pair_ranker",
     "partition_specs",
     "sequence_retriever",

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
 from ..kernels.attention import attention
 from ..kernels.op import Implementation
+from ..kernels.quantized_rows import Table, floats_of
 from .fusion import FusionSettings
 from .item_vectors import ItemVectors
 from .layers import Linear, dropped
@@ -165,10 +166,10 @@ class HSTU(nnx.Module):
             x = layer(x, segments, times, own, maps)
         return _unit(x) if self.normalize else x
 
-    def item_table(self, table: Float[Array, "n_items width"] | None = None) -> Float[Array, "n_items width"]:
+    def item_table(self, table: Float[Array, "n_items width"] | None = None) -> Table:
         """Vectors of the items, that places are multiplied with; see `SASRec`."""
         table = self.items.table() if table is None else table
-        return _unit(table) if self.normalize else table
+        return _unit(floats_of(table)) if self.normalize else table
 
     def item_bias(self) -> Float[Array, " n_items"] | None:
         """What is added to the scores."""

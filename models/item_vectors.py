@@ -15,6 +15,7 @@ from ..engine.data.modalities import Modalities
 from ..engine.training.checking import check_ids
 from ..kernels.embedding import lookup
 from ..kernels.op import Implementation
+from ..kernels.quantized_rows import Table, floats_of
 from .fusion import FusionSettings, FusionTransformer
 from .layers import FieldEmbedding
 
@@ -78,12 +79,12 @@ class ItemVectors(nnx.Module):
             raise ValueError("the vectors of these items are made of their content: give those of all, as a table")
         n = self.n_items + self.marks
         check_ids("ids", items, n)
-        table = jnp.concatenate([table, self.embedding.table[...][self.n_items : n].astype(table.dtype)])
+        table = jnp.concatenate([table, floats_of(self.embedding.table[...][self.n_items : n]).astype(table.dtype)])
         return lookup(table, jnp.asarray(items, jnp.int32), implementation=self.implementation)
 
     def table(
         self, modalities: Modalities | None = None, *, key: PRNGKeyArray | None = None
-    ) -> Float[Array, "n_items width"]:
+    ) -> Table:
         """Vectors of all items; with a key there is dropout where they have content, of which ids are left out as well.
 
         Args:
@@ -102,6 +103,7 @@ class ItemVectors(nnx.Module):
         for name, array in {**modalities.inputs, **modalities.where}.items():
             if array.shape[0] != self.n_items:
                 raise ValueError(f"modality {name!r} has {array.shape[0]} rows for {self.n_items} items")
+        own = floats_of(own)
         fusion, known = self.fusion, modalities.inputs[ITEM] >= 0
         content = modalities._replace(inputs={k: v for k, v in modalities.inputs.items() if k != ITEM})
         if key is not None:

@@ -16,6 +16,7 @@ from ..engine.training.checking import check_ids
 from ..kernels.dense import network
 from ..kernels.embedding import lookup
 from ..kernels.op import Implementation
+from ..kernels.quantized_kernel import QuantizedKernel
 
 Initializer = Callable[..., Array]  # (key, shape, dtype)
 _ROWS = 64  # tables have a multiple of it, so that a mesh can share them evenly
@@ -130,12 +131,25 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(start(rngs.params(), (n_in, n_out), param_dtype))
         start = nnx.initializers.zeros if bias_init is None else bias_init
         self.bias = nnx.Param(start(rngs.params(), (n_out,), param_dtype))
+        self.watch: Callable[[Array], None] | None = None  # is shown what the layer is given; see `layer_inputs`
         self.dtype = dtype
         self.implementation: Implementation = implementation
 
     def __call__(self, x: Float[Array, "*batch n_in"]) -> Float[Array, "*batch n_out"]:
         """What it is."""
+        if self.watch is not None:
+            self.watch(x)
+        kernel = self.kernel[...]
+        if isinstance(kernel, QuantizedKernel):
+            found = kernel.product(x)
+            found += jnp.broadcast_to(self.bias[...], found.shape)
+            return found if self.dtype is None else found.astype(self.dtype)
         return network(self._cast(x), [self.weights()], implementation=self.implementation)
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is computed by itself, and not fused with others: quantized, or watched."""
+        return self.watch is not None or isinstance(self.kernel[...], QuantizedKernel)
 
     def of_parts(self, *parts: Float[Array, "*batch _"]) -> Float[Array, "*batch n_out"]:
         """That of x in parts of its columns, which nothing lays side by side: for few columns of the result."""
@@ -148,7 +162,10 @@ class Linear(nnx.Module):
 
     def weights(self) -> tuple[Array, Array]:
         """W and b as products take them."""
-        return self._cast(self.kernel[...]), self._cast(self.bias[...])
+        kernel = self.kernel[...]
+        if isinstance(kernel, QuantizedKernel):
+            kernel = kernel.floats()
+        return self._cast(kernel), self._cast(self.bias[...])
 
     def _cast(self, array: Any) -> Array:
         return jnp.asarray(array, self.dtype)
@@ -203,7 +220,8 @@ class Dense(nnx.Module):
         """The last layer. With a key there is dropout: in training."""
         if not self.layers:
             return x
-        if self.activation is jax.nn.relu and (key is None or self.dropout == 0):
+        fused = not any(linear.alone for linear in self.layers)
+        if fused and self.activation is jax.nn.relu and (key is None or self.dropout == 0):
             first = self.layers[0]
             options = {"relu_end": not self.linear_end, "implementation": first.implementation}
             return network(jnp.asarray(x, first.dtype), [linear.weights() for linear in self.layers], **options)

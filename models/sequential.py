@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
 from ..kernels.op import Implementation
+from ..kernels.quantized_rows import Table
 from .fusion import FusionSettings
 from .item_vectors import ItemVectors
 from .layers import Linear
@@ -107,7 +108,7 @@ class SASRec(nnx.Module):
         vectors = self.items(items, table) * self.items.width**0.5
         return self.encoder(vectors, segments, positions, key=key, maps=maps)
 
-    def item_table(self, table: Float[Array, "n_items width"] | None = None) -> Float[Array, "n_items width"]:
+    def item_table(self, table: Float[Array, "n_items width"] | None = None) -> Table:
         """Vectors of the items, that places are multiplied with: those of `table`, where they are fused."""
         return self.items.table() if table is None else table
 
@@ -193,7 +194,7 @@ class BERT4Rec(nnx.Module):
         x = self.encoder(self.begin(self.items(items, table)), segments, positions, key=key, maps=maps)
         return self.end(jax.nn.gelu(self.projection(x)))
 
-    def item_table(self, table: Float[Array, "n_items width"] | None = None) -> Float[Array, "n_items width"]:
+    def item_table(self, table: Float[Array, "n_items width"] | None = None) -> Table:
         """Vectors of the items, that places are multiplied with: those of `table`, where they are fused."""
         return self.items.table() if table is None else table
 

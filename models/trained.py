@@ -19,6 +19,7 @@ from ..engine.data.sequences import Sequences
 from ..engine.errors import InteractionError
 from ..engine.training.gradient_descent import TrainingState
 from ..kernels.csr import CSR
+from ..kernels.quantized_rows import Table, with_columns
 from .item_vectors import by_parts
 
 _PAIRS = 1 << 14  # that a network scores at a time
@@ -226,13 +227,13 @@ class SequenceNetwork(NamedTuple):
             items = jnp.pad(items, ((0, 0), (0, 1)), constant_values=self.n_items)
         return items, times
 
-    def item_table(self) -> Float[Array, "n_items width"]:
+    def item_table(self) -> Table:
         """Vectors of items, with their biases, if there are any, in the last column."""
         bias = self.network.item_bias()
-        return self.items if bias is None else jnp.concatenate([self.items, bias[:, None]], axis=1)
+        return self.items if bias is None else with_columns(self.items, bias)
 
     @property
-    def items(self) -> Float[Array, "n_items width"]:
+    def items(self) -> Table:
         """Vectors of items without their biases."""
         return self.network.item_table(self._fused())
 

@@ -10,21 +10,24 @@ import pytest
 from affinax.engine.compression import CompressionError, QuantizedRows, dequantize, quantize
 from affinax.engine.factorization import Factors
 from affinax.engine.retrieval import recommend, top_k
+from affinax.kernels.csr import CSR
+from affinax.kernels.embedding import bag, lookup
+from affinax.kernels.quantized_rows import with_columns
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 TABLE = np.random.default_rng(0).normal(size=(40, 9)).astype(np.float32)
 each_way = pytest.mark.parametrize("symmetric", [True, False])
 each_clip = pytest.mark.parametrize("clip", ["none", "search"])
-each_bits = pytest.mark.parametrize("bits", [8, 4])
+each_kind = pytest.mark.parametrize("kind", ["int8", "int4"])
 
 
-@each_bits
+@each_kind
 @each_way
 @each_clip
-def test_rows_come_back_within_half_a_step(bits, symmetric, clip):
-    rows = jax.jit(lambda table: quantize(table, bits, symmetric=symmetric, clip=clip))(TABLE)
-    found, most = np.asarray(dequantize(rows)), 127 if bits == 8 else 7
+def test_rows_come_back_within_half_a_step(kind, symmetric, clip):
+    rows = jax.jit(lambda table: quantize(table, kind, symmetric=symmetric, clip=clip))(TABLE)
+    found, most = np.asarray(dequantize(rows)), 127 if kind == "int8" else 7
     errors = np.abs(found - TABLE)
     step = np.asarray(rows.scales)[:, None]
     low, high = TABLE.min(axis=1, keepdims=True), TABLE.max(axis=1, keepdims=True)
@@ -34,35 +37,34 @@ def test_rows_come_back_within_half_a_step(bits, symmetric, clip):
         assert (errors <= 0.5001 * step).all()
     else:
         assert (step <= whole * 1.00001).all()
-        plain = np.asarray(dequantize(quantize(jnp.asarray(TABLE), bits, symmetric=symmetric)))
+        plain = np.asarray(dequantize(quantize(jnp.asarray(TABLE), kind, symmetric=symmetric)))
         assert ((errors**2).sum(axis=1) <= ((plain - TABLE) ** 2).sum(axis=1) * 1.0001 + 1e-9).all()
-        assert bits == 8 or (errors**2).sum() < 0.97 * ((plain - TABLE) ** 2).sum()
-    assert rows.bits == bits
+        assert kind == "int8" or (errors**2).sum() < 0.97 * ((plain - TABLE) ** 2).sum()
+    assert rows.kind == kind
     assert rows.shape == TABLE.shape
 
 
 def test_sizes_are_those_promised():
     table = jnp.zeros((1000, 64))
-    for bits, most in ((8, 0.27), (4, 0.14 + 0.02)):  # a scale is 4 bytes of 256
-        assert quantize(table, bits).nbytes <= most * table.nbytes
-    assert quantize(jnp.zeros((1000, 128)), 4).nbytes <= 0.14 * 1000 * 128 * 4
+    for kind, share in (("int8", 68 / 256), ("int4", 36 / 256), ("float8", 68 / 256)):  # a scale takes 4 bytes
+        assert quantize(table, kind).nbytes == share * table.nbytes
 
 
-@each_bits
+@each_kind
 @each_way
-def test_constant_rows_and_exact_columns(bits, symmetric):
+def test_constant_rows_and_exact_columns(kind, symmetric):
     table = jnp.array([[0.0, 0.0, 0.0, 7.7], [2.0, 2.0, 2.0, -0.3], [-1.0, 0.0, 1.0, 1e9]])
-    rows = quantize(table, bits, symmetric=symmetric, exact=1)
+    rows = quantize(table, kind, symmetric=symmetric, exact=1)
     found = dequantize(rows)
     np.testing.assert_array_equal(found[:, 3], table[:, 3])
     np.testing.assert_allclose(found, table, rtol=1e-6)
     assert rows.width == 3
-    some = rows.rows(jnp.array([[2, 0], [1, 1]], jnp.int32))
+    some = rows[jnp.array([[2, 0], [1, 1]], jnp.int32)]
     np.testing.assert_array_equal(some, found[jnp.array([[2, 0], [1, 1]])])
 
 
 def test_one_column_of_half_bytes():
-    rows = quantize(jnp.array([[0.5], [-2.0]]), 4)
+    rows = quantize(jnp.array([[0.5], [-2.0]]), "int4")
     assert rows.codes.shape == (2, 1)
     np.testing.assert_allclose(dequantize(rows), [[0.5], [-2.0]])
 
@@ -76,28 +78,57 @@ def test_one_column_of_half_bytes():
         (np.array([[1.0], [np.nan]], np.float32), {}, CompressionError, "row 1, column 0 is nan"),
         (TABLE, {"exact": 9}, CompressionError, "exact=9 of 9 columns leaves none"),
         (TABLE, {"exact": -1}, CompressionError, "exact=-1 of 9 columns"),
-        (quantize(jnp.asarray(TABLE)), {}, CompressionError, "of 8 bits already; dequantize them first"),
-        (TABLE, {"bits": 3}, ValueError, "bits=3 must be 8 or 4"),
+        (quantize(jnp.asarray(TABLE)), {}, CompressionError, "int8 already; dequantize them first"),
+        (TABLE, {"kind": "int3"}, ValueError, "kind='int3' must be one of"),
         (TABLE, {"clip": "half"}, ValueError, "clip='half' must be one of"),
     ],
 )
 def test_what_cannot_be_quantized(table, options, error, message):
     with pytest.raises(error, match=message):
         quantize(table, **options)
-    with pytest.raises(CompressionError, match="ndarray is nothing quantized"):
+    with pytest.raises(CompressionError, match="ndarray has nothing quantized"):
         dequantize(TABLE)
 
 
-@each_bits
-def test_retrieval_takes_quantized_rows(bits):
+@pytest.mark.parametrize(("kind", "error"), [("float8", 2**-4), ("bfloat16", 2**-8)])
+def test_floats_of_fewer_bits(kind, error):
+    rows = quantize(jnp.asarray(TABLE), kind, exact=1)
+    found = np.asarray(dequantize(rows))
+    np.testing.assert_array_equal(found[:, -1], TABLE[:, -1])
+    least = np.asarray(rows.scales)[:, None] * 2.0**-9 * (kind == "float8")  # the step of codes next to 0
+    assert (np.abs(found - TABLE) <= np.maximum(error * np.abs(TABLE), least)).all()
+    assert np.abs(found - TABLE).max() > 0
+    ids, scores = top_k(TABLE[:3], rows, 4)
+    expected, same = top_k(TABLE[:3], found, 4)
+    np.testing.assert_array_equal(ids, expected)
+    np.testing.assert_array_equal(scores, same)
+
+
+def test_rows_are_indexed_as_an_array_is():
+    rows = quantize(jnp.asarray(TABLE), "int4", symmetric=False, exact=2)
+    assert rows[...] is rows
+    np.testing.assert_array_equal(rows[10:20].floats(), rows.floats()[10:20])
+    more = with_columns(rows, jnp.arange(40.0))
+    assert (more.shape, more.width) == ((40, 10), 7)
+    np.testing.assert_array_equal(more.floats()[:, -1], np.arange(40))
+    found = lookup(rows, jnp.array([[3, -1, 40]]))
+    np.testing.assert_array_equal(found[0, 0], rows.floats()[3])
+    np.testing.assert_array_equal(found[0, 1], np.zeros(9))
+    assert np.isnan(found[0, 2]).all()
+    bags = CSR(jnp.array([0, 2, 2], jnp.int32), jnp.array([3, 39], jnp.int32), jnp.ones(1))
+    np.testing.assert_allclose(bag(rows, bags)[0], rows.floats()[3] + rows.floats()[39], rtol=1e-6)
+
+
+@each_kind
+def test_retrieval_takes_quantized_rows(kind):
     model = Factors(jnp.asarray(TABLE[:5]), jnp.asarray(TABLE), item_bias=jnp.linspace(0, 1, 40))
     queries, items = model.queries(jnp.arange(5, dtype=jnp.int32)), model.item_table()
-    rows = quantize(items, bits, exact=1)
+    rows = quantize(items, kind, exact=1)
     assert isinstance(rows, QuantizedRows)
     expected, _ = recommend(model, np.arange(5), k=10)
     found, scores = top_k(queries, rows, 10)
     same = np.mean([len({*one} & {*other}) for one, other in zip(found.tolist(), expected.tolist(), strict=True)])
-    assert same >= (9.5 if bits == 8 else 8)
+    assert same >= (9.5 if kind == "int8" else 8)
     products = np.einsum("bw,bkw->bk", queries, np.asarray(dequantize(rows))[np.asarray(found)])
     np.testing.assert_allclose(scores, products, atol=0.05)
     # Among a few of each: their rows alone.

@@ -109,9 +109,9 @@ def test_codes_pack_and_unpack():
         assert stored.shape == (6, (width + 1) // 2)
         np.testing.assert_array_equal(unpacked(stored, width), own)
     items, _ = table(rng, 6, 5, 1, 4, True)
-    assert (items.bits, items.shape, items.nbytes) == (4, (6, 6), 6 * 3 + 3 * 6 * 4)
+    assert (items.kind, items.shape, items.nbytes) == ("int4", (6, 6), 6 * 3 + 3 * 6 * 4)
     whole, _ = table(rng, 6, 5, 0, 8, False)
-    assert (whole.bits, whole.nbytes) == (8, 6 * 5 + 6 * 4)
+    assert (whole.kind, whole.nbytes) == ("int8", 6 * 5 + 6 * 4)
 
 
 def test_searches_that_cannot_be():

@@ -370,7 +370,7 @@ def test_newcomers_are_read_in_order():
     forth = Interactions.from_coo(0 * met, met, timestamps=met, n_items=23)
     back = Interactions.from_coo(0 * met, met, timestamps=-met, n_items=23)
     assert int(recommend(model, [0], k=1, history=forth)[0][0, 0]) == 8
-    assert int(recommend(model, [0], k=1, history=back)[0][0, 0]) != 8
+    assert int(recommend(model, [0], k=1, history=back)[0][0, 0]) in (3, 4)  # by one or two from the last, 2
     with pytest.raises(InteractionError, match="need timestamps"):
         with_history(model, Interactions.from_coo([0], [3], n_items=23))
     with pytest.raises(InteractionError, match=r"item 40 is outside \[0, 23\)"):

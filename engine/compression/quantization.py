@@ -1,25 +1,30 @@
-"""Tables of float32 numbers in bytes or half bytes, row by row, and back."""
+"""Tables of float32 numbers in fewer bits, row by row, and back."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from ...kernels.quantized_rows import QuantizedRows, packed
+from ...kernels.quantized_rows import Kind, QuantizedRows, packed
 from ..errors import CompressionError
+from .parameters import is_quantized
 
 Clip = Literal["none", "search"]
+_GREATEST = {"int8": 127.0, "int4": 7.0, "float8": 448.0, "bfloat16": math.inf}  # of a code
+_FLOATS = {"float8": jnp.float8_e4m3fn, "bfloat16": jnp.bfloat16}
 _SHARES = 1.0 - 0.025 * np.arange(25, dtype=np.float32)  # of a row's range, which clipping is tried at
 
 
 def quantize(
     table: Float[Array, "n width"],
-    bits: Literal[8, 4] = 8,
+    kind: Kind = "int8",
     *,
     symmetric: bool = True,
     clip: Clip = "none",
@@ -29,7 +34,9 @@ def quantize(
 
     Args:
         table: Finite numbers, such as the vectors of items.
-        bits: Of a code. Of 8, a table of 64 columns takes 27 % of its bytes, of 4, two in a byte, 14 %.
+        kind: Of the codes. Of "int8" a table of 64 columns takes 27 % of its bytes, of "int4", two in a byte, 14 %.
+            "float8", with 3 bits behind the leading one, is finer near 0, "bfloat16" has 7 and needs no scale; both are
+            searched as float32.
         symmetric: Whether the offset is 0; else it is the middle of the row's range, of which a code has more to tell
             where the numbers of a row are not around 0.
         clip: "none" has codes for all of a row's range; "search" gives it up at both ends as far as the squared error
@@ -43,7 +50,7 @@ def quantize(
     Raises:
         CompressionError: No table of rows, no column to quantize, numbers that are not finite (with row and column), or
             rows that are quantized already.
-        ValueError: Unknown bits or clip.
+        ValueError: Unknown kind or clip.
 
     Source: Guan et al. 2019, "Post-Training 4-bit Quantization on Embedding Tables".
 
@@ -51,49 +58,58 @@ def quantize(
     >>> rows.codes.tolist(), dequantize(rows).round(2).tolist()
     ([[64, -127, 127], [0, 0, 0]], [[0.5, -1.0, 1.0], [0.0, 0.0, 0.0]])
     """
-    if bits not in (8, 4):
-        raise ValueError(f"{bits=} must be 8 or 4")
+    if kind not in get_args(Kind):
+        raise ValueError(f"{kind=} must be one of {get_args(Kind)}")
     if clip not in get_args(Clip):
         raise ValueError(f"{clip=} must be one of {get_args(Clip)}")
     _check(table, exact)
     table = jnp.asarray(table, jnp.float32)
     rows, kept = jnp.split(table, [table.shape[1] - exact], axis=1)
-    most, width = 127 if bits == 8 else 7, rows.shape[1]
+    most, width = _GREATEST[kind], rows.shape[1]
     low, high = jnp.min(rows, axis=1), jnp.max(rows, axis=1)
     offsets = jnp.zeros_like(low) if symmetric else low + (high - low) / 2
     centred = rows - offsets[:, None]
     reach = jnp.max(jnp.abs(centred), axis=1)
 
     def codes_of(scales: Array) -> Array:
-        whole = jnp.rint(centred / jnp.where(scales > 0, scales, 1.0)[:, None])
-        return jnp.clip(whole, -most, most)
+        parts = centred / jnp.where(scales > 0, scales, 1.0)[:, None]
+        parts = jnp.clip(parts, -most, most)
+        return parts.astype(_FLOATS[kind]) if kind in _FLOATS else jnp.rint(parts).astype(jnp.int8)
 
     def error(share: Array) -> Array:
         scales = share * reach / most
-        return jnp.sum((codes_of(scales) * scales[:, None] - centred) ** 2, axis=1)
+        return jnp.sum((codes_of(scales).astype(jnp.float32) * scales[:, None] - centred) ** 2, axis=1)
 
-    scales = reach / most
-    if clip == "search":
+    scales = jnp.ones_like(reach) if kind == "bfloat16" else reach / most
+    if clip == "search" and kind != "bfloat16":
         errors = lax.map(error, jnp.asarray(_SHARES))
         scales *= jnp.asarray(_SHARES)[jnp.argmin(errors, axis=0)]
-    codes = codes_of(scales).astype(jnp.int8)
-    return QuantizedRows(codes if bits == 8 else packed(codes), scales, None if symmetric else offsets, kept, width)
+    codes = codes_of(scales)
+    return QuantizedRows(
+        packed(codes) if kind == "int4" else codes, scales, None if symmetric else offsets, kept, width
+    )
 
 
-def dequantize(rows: QuantizedRows) -> Float[Array, "n width"]:
-    """The table that rows stand for, exact columns included; `rows.rows(ids)` gives some of it.
+def dequantize(quantized: Any) -> Any:
+    """The table that rows stand for, exact columns included; or a model with all its parameters as numbers again.
+
+    `rows[ids]` gives some rows of a table.
 
     Raises:
-        CompressionError: Something else than `QuantizedRows`.
+        CompressionError: Something else than `quantize` and `quantize_model` give.
+
+    >>> dequantize(quantize(jnp.array([[1.0, -1.0]]))).tolist()
+    [[1.0, -1.0]]
     """
-    if not isinstance(rows, QuantizedRows):
-        raise CompressionError(f"{type(rows).__name__} is nothing quantized; what quantize gave is accepted")
-    return rows.rows(jnp.arange(rows.shape[0], dtype=jnp.int32))
+    leaves, structure = jax.tree.flatten(quantized, is_leaf=is_quantized)
+    if not any(map(is_quantized, leaves)):
+        raise CompressionError(f"{type(quantized).__name__} has nothing quantized; what quantize gave is accepted")
+    return structure.unflatten([leaf.floats() if is_quantized(leaf) else leaf for leaf in leaves])
 
 
 def _check(table: Any, exact: int) -> None:
     if isinstance(table, QuantizedRows):
-        raise CompressionError(f"these rows are of {table.bits} bits already; dequantize them first")
+        raise CompressionError(f"these rows are {table.kind} already; dequantize them first")
     if table.ndim != 2 or not table.size:
         raise CompressionError(f"a table of shape {list(table.shape)} has no rows of numbers")
     if not 0 <= exact < table.shape[1]:

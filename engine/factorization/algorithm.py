@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
+from ...kernels.quantized_rows import Table, with_columns
 from .objectives import ExplicitObjective, ImplicitObjective, RankingSgd, RatingSgd
 
 
@@ -49,10 +50,12 @@ class Factors(NamedTuple):
 
     The state of ALS and a model at once; its hyper-parameters are leaves, so that `vmap` trains a grid. `slots` is what
     the optimizer of a minibatch remembers of each user and of each item, which no score needs.
+
+    `users` and `items` are `[n_users, rank]` and `[n_items, rank]`, of numbers or, for answers alone, quantized.
     """
 
-    users: Float[Array, "n_users rank"]
-    items: Float[Array, "n_items rank"]
+    users: Table
+    items: Table
     user_bias: Float[Array, " n_users"] | None = None
     item_bias: Float[Array, " n_items"] | None = None
     mean: Float[Array, ""] | None = None
@@ -75,9 +78,8 @@ class Factors(NamedTuple):
         ones = jnp.ones((rows.shape[0], 1), rows.dtype)
         return jnp.concatenate([rows, ones, (self.user_bias[users] + self.mean)[:, None]], axis=1)
 
-    def item_table(self) -> Float[Array, "n_items width"]:
+    def item_table(self) -> Table:
         """Item vectors, with the biases folded in as further columns."""
         if self.mean is None or self.item_bias is None:
             return self.items
-        ones = jnp.ones((self.items.shape[0], 1), self.items.dtype)
-        return jnp.concatenate([self.items, self.item_bias[:, None], ones], axis=1)
+        return with_columns(self.items, self.item_bias, jnp.ones_like(self.item_bias))

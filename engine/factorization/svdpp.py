@@ -14,6 +14,7 @@ from ...kernels import least_squares, sampling
 from ...kernels import svd_plus_plus as kernel
 from ...kernels.csr import CSR, SparseMatrix, entries
 from ...kernels.op import Implementation
+from ...kernels.quantized_rows import Table
 from .algorithm import Algorithm, Factors, Info
 from .als import joined, ridge, separated
 from .objectives import RatingSgd
@@ -57,7 +58,7 @@ class FeedbackFactors(NamedTuple):
         """As `Factors.queries`."""
         return self.factors.queries(users)
 
-    def item_table(self) -> Float[Array, "n_items width"]:
+    def item_table(self) -> Table:
         """As `Factors.item_table`."""
         return self.factors.item_table()
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
 from ...kernels import sampling
 from ...kernels.csr import CSR
+from ...kernels.quantized_rows import Table
 from ..data.features import Features, device_rows
 from ..data.interactions import Interactions, takes_interactions
 from ..data.pairs import PairDesign, pair_design
@@ -58,7 +59,7 @@ class PairRegression(NamedTuple):
     def queries(self, users: Int32[Array, " batch"]) -> Float[Array, "batch width"]:
         return self.factors.queries(users)
 
-    def item_table(self) -> Float[Array, "n_items width"]:
+    def item_table(self) -> Table:
         return self.factors.item_table()
 
     def with_history(self, history: CSR) -> PairRegression:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int32
 
 from ...kernels.best_of_rows import best_of_rows
 from ...kernels.csr import CSR, SparseMatrix, contains
-from ...kernels.quantized_rows import QuantizedRows
+from ...kernels.quantized_rows import Table
 from ..data.interactions import Interactions
 from ..data.sequences import Sequences
 from ..errors import InteractionError
@@ -104,7 +104,7 @@ def _check_rows(rows: Array, n_rows: int, batch: int) -> None:
 
 
 def best_among(
-    queries: Float[Array, "batch width"], items: Float[Array, "n_items width"] | QuantizedRows, k: int, filters: Filters
+    queries: Float[Array, "batch width"], items: Table, k: int, filters: Filters
 ) -> tuple[Int32[Array, "batch k"], Float[Array, "batch k"]]:
     """The best of `filters.among` for each query: only the scores of those are computed."""
     if k < 1 or filters.among is None:
@@ -118,7 +118,7 @@ def best_among(
     if filters.seen is not None and filters.seen_rows is not None:
         drop = drop | contains(filters.seen.indptr, filters.seen.indices, filters.seen_rows, among)
     place = jnp.maximum(among, 0)
-    vectors = items.rows(place) if isinstance(items, QuantizedRows) else items[place]
+    vectors = items[place]
     scores = jnp.einsum("bw,baw->ba", queries, vectors, precision=lax.Precision.HIGHEST)
     scores = jnp.where(drop | jnp.isnan(scores), -jnp.inf, scores)
     where, best = best_of_rows(scores, k)

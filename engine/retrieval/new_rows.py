@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from ...kernels import least_squares
 from ...kernels.csr import CSR, SparseMatrix
 from ...kernels.op import Implementation
+from ...kernels.quantized_rows import floats_of
 from ..data.interactions import Interactions
 from ..data.sequences import Sequences
 from ..errors import InteractionError
@@ -107,6 +108,7 @@ def with_history(
 
 def fixed_gramian(model: Factors, side: str = "users") -> Float[Array, "rank rank"]:
     """The Gramian that `fold_in` of this side needs, to be computed once and passed as `gram`."""
+    model = _in_floats(model)
     fixed = model.items if side == "users" else model.users
     bias = model.item_bias if side == "users" else model.user_bias
     return gramian(joined(fixed, bias), objective_of(model))
@@ -122,6 +124,7 @@ def _solved(
 ) -> tuple[Array, Array | None]:
     if side not in ("users", "items"):
         raise ValueError(f'{side=} must be "users" or "items"')
+    model = _in_floats(model)
     if isinstance(model.objective, RankingSgd):
         if side == "items" or gram is not None:
             raise ValueError(f"a ranking loss has vectors for new users alone, and no gramian: {side=}, gram={gram}")
@@ -144,6 +147,11 @@ def _solved(
         implementation=implementation,
     )
     return separated(solved.x, model.users.shape[1])
+
+
+def _in_floats(model: Factors) -> Factors:
+    """What quantized factors stand for."""
+    return model._replace(users=floats_of(model.users), items=floats_of(model.items))
 
 
 def _as_rows(history: Any, n_columns: int, side: str) -> CSR:

@@ -14,7 +14,7 @@ from ...kernels import quantized_rows, sparse_top_k
 from ...kernels import top_k as top_k_kernel
 from ...kernels.csr import CSR
 from ...kernels.op import Implementation
-from ...kernels.quantized_rows import QuantizedRows
+from ...kernels.quantized_rows import QuantizedRows, Table, floats_of
 from .filters import Filters, Seen, as_ids, best_among, checked_filters
 from .new_rows import with_history
 
@@ -28,7 +28,7 @@ class QueryModel(Protocol):
 
     def queries(self, users: Int32[Array, " batch"]) -> Float[Array, "batch width"]: ...
 
-    def item_table(self) -> Float[Array, "n_items width"]: ...
+    def item_table(self) -> Table: ...
 
 
 @runtime_checkable
@@ -170,7 +170,7 @@ _BY_ROW = ("seen_rows", "exclude", "among")  # filters with a row for each user
 
 def top_k(
     queries: Float[Array, "batch width"],
-    items: Float[Array, "n_items width"] | QuantizedRows,
+    items: Table,
     k: int,
     *,
     seen: Seen | None = None,
@@ -264,7 +264,7 @@ def similar_items(
         return recommend(model, each[:-1], k, history=one_hot, exclude=own, allow=allow)
     if isinstance(model, SparseModel):
         raise ValueError(f"{type(model).__name__} compares users and has no item-item weights")
-    table = jnp.asarray(getattr(model, "items", None) if hasattr(model, "items") else model.item_table(), jnp.float32)
+    table = jnp.asarray(floats_of(model.items if hasattr(model, "items") else model.item_table()), jnp.float32)
     if metric == "cosine":
         norms = jnp.linalg.norm(table, axis=1, keepdims=True)
         table = table / jnp.where(norms > 0, norms, 1.0)

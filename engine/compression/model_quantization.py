@@ -1,0 +1,114 @@
+"""Whole models in fewer bits, by rules on the names of their parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import jax.numpy as jnp
+
+from ...kernels.quantized_kernel import Activations, QuantizedKernel
+from ..errors import CompressionError
+from .layer_inputs import LayerInputs
+from .parameters import chosen, compressible, is_kernel, is_quantized, parameters_of, replaced, with_parameters
+from .quantization import Clip, Kind, quantize
+from .second_order import rounded_by_inputs
+
+Rounding = Literal["nearest", "inputs"]
+
+
+def quantize_model(
+    model: Any,
+    rules: Kind | Mapping[str, Kind] = "int8",
+    *,
+    symmetric: bool = True,
+    clip: Clip = "none",
+    activations: Activations = "float",
+    rounding: Rounding = "nearest",
+    inputs: Mapping[str, LayerInputs] | None = None,
+) -> Any:
+    """A trained model whose tables of vectors and matrices of dense layers are in fewer bits, and which answers as before.
+
+    It is of the same type, without the state of its optimizer; all that is no such table or matrix, biases among it,
+    stays as it is.
+
+    Args:
+        model: `Factors`, a network of `affinax.models`, or a model that has one.
+        rules: What each is stored as, by patterns of names, the first that matches; or one for all. See `quantize`.
+        symmetric, clip: See `quantize`.
+        activations: What the inputs of dense layers are multiplied as: "float" saves bytes alone; by "dynamic", or
+            "static" with the reach that `inputs` have, the products are of bytes.
+        rounding: "nearest", or so that with the `inputs` as they were seen the outputs of dense layers change least;
+            see `second_order`.
+        inputs: What `models.inputs_of_layers` saw of each dense layer.
+
+    Raises:
+        CompressionError: Nothing to quantize, a pattern that matches nothing (nearest names are offered), parameters
+            that are quantized already or not finite, inputs missing where they are needed, or bytes as inputs of
+            matrices that are none.
+        ValueError: An unknown choice.
+
+    Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+    Inference"; Guan et al. 2019, "Post-Training 4-bit Quantization on Embedding Tables".
+
+    >>> from affinax.engine.factorization import Factors
+    >>> model = Factors(jnp.ones((3, 8)), jnp.ones((5, 8)))
+    >>> small = quantize_model(model, {"items": "int4"})
+    >>> model.items.nbytes, small.items.nbytes, small.item_table().kind, small.users.dtype
+    (160, 40, 'int4', dtype('float32'))
+    """
+    if activations not in get_args(Activations):
+        raise ValueError(f"{activations=} must be one of {get_args(Activations)}")
+    if rounding not in get_args(Rounding):
+        raise ValueError(f"{rounding=} must be one of {get_args(Rounding)}")
+    parameters = parameters_of(model)
+    among = compressible(parameters)
+    storage = chosen(among, rules)
+    new = {}
+    for name, kind in storage.items():
+        leaf = among[name]
+        if is_quantized(leaf):
+            raise CompressionError(f"{name} is quantized already; dequantize the model first")
+        try:
+            if not is_kernel(name):
+                new[name] = _smaller(quantize(leaf, kind, symmetric=symmetric, clip=clip), leaf)
+            else:
+                seen = _inputs_of(name, inputs, activations == "static" or rounding == "inputs")
+                new[name] = _kernel(leaf, kind, symmetric, clip, activations, rounding, seen)
+        except CompressionError as error:
+            raise CompressionError(f"{name}: {error}") from None
+    return with_parameters(model, replaced(parameters, new))
+
+
+def _kernel(
+    kernel: Any,
+    kind: Kind,
+    symmetric: bool,
+    clip: Clip,
+    activations: Activations,
+    rounding: Rounding,
+    seen: LayerInputs | None,
+) -> Any:
+    rows = quantize(kernel.T, kind, symmetric=symmetric, clip=clip)
+    if kind not in ("int8", "int4") and (activations != "float" or rounding == "inputs"):
+        raise CompressionError(f"inputs in bytes and rounding by inputs are for int8 or int4, and not for {kind}")
+    if rounding == "inputs" and seen is not None:
+        rows = rounded_by_inputs(kernel.T, rows, seen.gramian)
+    reach = jnp.float32(seen.reach or 1.0) if activations == "static" and seen is not None else None
+    return _smaller(QuantizedKernel(rows, reach, activations), kernel)
+
+
+def _smaller(quantized: Any, as_it_was: Any) -> Any:
+    """Of few columns a scale takes more than codes save."""
+    return quantized if quantized.nbytes < as_it_was.nbytes else as_it_was
+
+
+def _inputs_of(name: str, inputs: Mapping[str, LayerInputs] | None, needed: bool) -> LayerInputs | None:
+    if not needed:
+        return None
+    layer = name.rpartition(".")[0]
+    if not inputs:
+        raise CompressionError("static activations and rounding by inputs need inputs: those of models.inputs_of_layers")
+    if layer not in inputs:
+        raise CompressionError(f"no input of {layer} was seen; inputs are there of {', '.join(sorted(inputs))}")
+    return inputs[layer]

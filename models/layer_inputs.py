@@ -1,0 +1,62 @@
+"""What the dense layers of a network are given, on examples: what its compression is calibrated by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from ..engine.compression import CompressionError, LayerInputs
+from ..engine.compression.parameters import parameters_of
+from .layers import Linear
+
+
+def inputs_of_layers(model: Any, examples: Iterable[Any]) -> dict[str, LayerInputs]:
+    """Runs a network on examples, layer by layer, and keeps of the inputs of each dense layer what `LayerInputs` has.
+
+    Args:
+        model: A network, or a model that has one.
+        examples: The arguments of its calls: a tuple each, or an array where it takes one.
+
+    Returns:
+        For each `Linear`, under its name in the network, what it was given.
+
+    Raises:
+        CompressionError: No examples, no dense layer that read them, or inputs that are not finite.
+
+    >>> import jax.numpy as jnp
+    >>> from affinax.models import MLP
+    >>> network = MLP([3], width=2, hidden=[4], rngs=nnx.Rngs(0))
+    >>> seen = inputs_of_layers(network, [jnp.array([[0], [2]])])
+    >>> {name: (found.count, found.gramian.shape) for name, found in seen.items()}
+    {'network.layers.0': (2, (2, 2)), 'network.layers.1': (2, (4, 4))}
+    """
+    network = jax.tree.map(lambda leaf: leaf, parameters_of(model))  # a copy, whose layers watch
+    seen: dict[str, LayerInputs] = {}
+
+    def watch(name: str) -> Any:
+        def see(x: Any) -> None:
+            rows = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
+            reach = float(np.abs(rows).max(initial=0.0))
+            if not np.isfinite(reach):
+                raise CompressionError(f"{name} is given numbers that are not finite")
+            if len(rows):
+                found = LayerInputs(len(rows), rows.T @ rows / len(rows), reach)
+                seen[name] = found if name not in seen else seen[name].joined(found)
+
+        return see
+
+    for path, module in nnx.iter_graph(network):
+        if isinstance(module, Linear):
+            module.watch = watch(".".join(map(str, path)))
+    n = 0
+    for n, example in enumerate(examples, start=1):  # noqa: B007
+        network(*(example if isinstance(example, tuple) else (example,)))
+    if n == 0:
+        raise CompressionError("no examples: calibration needs some, such as users that the model was trained on")
+    if not seen:
+        raise CompressionError(f"{type(network).__name__} gave none of its dense layers anything on these examples")
+    return dict(sorted(seen.items()))

@@ -1,0 +1,222 @@
+"""Whole models in fewer bits: that they answer as before, are saved so, and what is refused."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import affinax as afx
+from affinax import models
+from affinax.engine.compression import (
+    CompressionError,
+    QuantizedKernel,
+    QuantizedRows,
+    dequantize,
+    quantize,
+    quantize_model,
+)
+from affinax.engine.compression.parameters import compressible
+from affinax.engine.compression.second_order import rounded_by_inputs
+from affinax.engine.data import Interactions
+from affinax.engine.factorization import Factors, ImplicitObjective
+from affinax.engine.retrieval import fold_in, predict, recommend, similar_items
+from affinax.kernels.int8 import product
+from affinax.kernels.quantized_rows import to_bytes
+
+RNG = np.random.default_rng(0)
+ITEMS = jnp.asarray(RNG.integers(0, 30, (7, 6)), jnp.int32)
+
+
+def network(**settings):
+    return models.SASRec(30, width=16, length=6, **settings, rngs=nnx.Rngs(0))
+
+
+def factors(biases=False):
+    users, items = (jnp.asarray(RNG.normal(size=(n, 16)), jnp.float32) for n in (8, 50))
+    if biases:
+        return Factors(users, items, jnp.arange(8.0), jnp.arange(50.0) / 50, jnp.float32(3))
+    return Factors(users, items, objective=ImplicitObjective(*map(jnp.float32, (0.1, 0.5, 0.2)), None, jnp.float32(0)))
+
+
+# Products
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_products_of_bytes_are_exact(kind, symmetric):
+    x, w = RNG.normal(size=(3, 5, 12)).astype(np.float32), RNG.normal(size=(12, 9)).astype(np.float32)
+    rows = quantize(jnp.asarray(w.T), kind, symmetric=symmetric)
+    weights = np.asarray(rows.floats(), np.float64).T
+    codes, scales = (np.asarray(a, np.float64) for a in to_bytes(jnp.asarray(x.reshape(15, 12))))
+    dynamic = (codes * scales[:, None] @ weights).reshape(3, 5, 9)
+    found = jax.jit(QuantizedKernel.product)(QuantizedKernel(rows, None, "dynamic"), x)
+    np.testing.assert_allclose(found, dynamic, rtol=2e-6, atol=1e-5)
+    reach = 1.5
+    static = np.rint(np.clip(x.astype(np.float64) / reach, -1, 1) * 127) * (reach / 127) @ weights
+    found = QuantizedKernel(rows, jnp.float32(reach), "static").product(jnp.asarray(x))
+    np.testing.assert_allclose(found, static, rtol=2e-6, atol=2e-2)  # a half may be rounded to either side
+    found = QuantizedKernel(rows).product(jnp.asarray(x))
+    np.testing.assert_allclose(found, x.astype(np.float64) @ weights, rtol=1e-5, atol=1e-5)
+
+
+def test_sums_are_those_of_the_reference():
+    a, b = (jnp.asarray(RNG.integers(-127, 128, (n, 40)), jnp.int8) for n in (6, 10))
+    np.testing.assert_array_equal(product(a, b), product(a, b, implementation="reference"))
+
+
+# Networks
+
+
+@pytest.mark.parametrize(
+    ("rules", "options", "most"),
+    [
+        ("int8", {}, 0.02),
+        ("float8", {}, 0.06),
+        ("bfloat16", {}, 0.006),
+        ("int8", {"activations": "dynamic"}, 0.03),
+        ("int8", {"activations": "static"}, 0.04),
+        ({"*.table": "int8", "*.kernel": "int4"}, {"clip": "search", "symmetric": False}, 0.2),
+        ({"*.table": "int8", "*.kernel": "int4"}, {"rounding": "inputs", "activations": "dynamic"}, 0.2),
+    ],
+)
+def test_a_network_answers_nearly_as_before(rules, options, most):
+    model = network()
+    if options.get("activations") == "static" or options.get("rounding"):
+        options = options | {"inputs": models.inputs_of_layers(model, [ITEMS])}
+    small = quantize_model(model, rules, **options)
+    expected, found = model(ITEMS), jax.jit(lambda m, x: m(x))(small, ITEMS)
+    error = float(jnp.sqrt(jnp.mean((found - expected) ** 2) / jnp.mean(expected**2)))
+    assert 0 < error < most
+    np.testing.assert_allclose(jax.vmap(small)(ITEMS), found, rtol=1e-4, atol=1e-4)
+    assert compressible(small).keys() == compressible(model).keys()
+    assert jax.tree.structure(dequantize(small)) == jax.tree.structure(model)
+    assert all(isinstance(leaf, QuantizedRows | QuantizedKernel) for leaf in compressible(small).values())
+
+
+def test_rounding_by_inputs_errs_less():
+    """Of inputs that go together, as those of a layer do."""
+    mixing = RNG.normal(size=(24, 24)) * np.geomspace(1, 0.05, 24)
+    x, weights = RNG.normal(size=(2000, 24)) @ mixing, RNG.normal(size=(16, 24)).astype(np.float32)
+    nearest = quantize(jnp.asarray(weights), "int4", clip="search")
+    rounded = rounded_by_inputs(jnp.asarray(weights), nearest, x.T @ x / len(x))
+    fresh = RNG.normal(size=(500, 24)) @ mixing
+    errors = [np.mean((fresh @ (np.asarray(rows.floats()) - weights).T) ** 2) for rows in (nearest, rounded)]
+    assert errors[1] < 0.6 * errors[0]
+    np.testing.assert_array_equal(rounded.scales, nearest.scales)
+    # Of inputs that have nothing to do with each other it is the nearest.
+    np.testing.assert_array_equal(rounded_by_inputs(jnp.asarray(weights), nearest, np.eye(24)).codes, nearest.codes)
+
+
+def test_inputs_of_layers():
+    model = models.MLP([3, 4], width=2, hidden=[5], rngs=nnx.Rngs(1))
+    fields = jnp.array([[0, 1], [2, 3], [1, 0]], jnp.int32)
+    seen = models.inputs_of_layers(model, [(fields[:2],), fields[2:]])
+    first = np.asarray(model.embedding(fields), np.float64).reshape(3, 4)
+    found = seen["network.layers.0"]
+    assert (found.count, found.reach) == (3, np.abs(first).max())
+    np.testing.assert_allclose(found.gramian, first.T @ first / 3, rtol=1e-6)
+    assert all(linear.watch is None for linear in model.network.layers)
+    with pytest.raises(CompressionError, match="no examples: calibration needs some"):
+        models.inputs_of_layers(model, [])
+    broken = jax.tree.map(lambda a: a * jnp.inf, model)
+    with pytest.raises(CompressionError, match="are not finite"):
+        models.inputs_of_layers(broken, [fields])
+
+
+# Models
+
+
+@pytest.mark.parametrize("biases", [False, True])
+def test_factors_answer_from_their_codes(biases):
+    model = factors(biases)
+    small = quantize_model(model, "int8")
+    table = small.item_table()
+    assert isinstance(table, QuantizedRows)
+    assert small.items.nbytes + small.users.nbytes < 0.32 * (model.items.nbytes + model.users.nbytes)
+    expected, _ = recommend(model, np.arange(8), k=10)
+    found, scores = jax.jit(recommend, static_argnames="k")(small, jnp.arange(8), k=10)
+    assert np.mean([len({*a} & {*b}) for a, b in zip(expected.tolist(), found.tolist(), strict=True)]) >= 9.4
+    wide = dequantize(small)
+    products = np.einsum("bw,bkw->bk", wide.queries(jnp.arange(8)), np.asarray(wide.item_table())[np.asarray(found)])
+    np.testing.assert_allclose(scores, products, rtol=0.02, atol=0.1)
+    np.testing.assert_allclose(predict(small, [1, 2], [3, 4]), predict(wide, [1, 2], [3, 4]), rtol=1e-5)
+    np.testing.assert_array_equal(similar_items(small, [3], k=4)[0], similar_items(wide, [3], k=4)[0])
+    if not biases:
+        history = Interactions.from_coo([0, 0], [1, 4], n_items=50)
+        np.testing.assert_allclose(fold_in(small, history), fold_in(wide, history), rtol=1e-5)
+        ids, _ = recommend(small, [0], k=3, history=history)
+        assert ids.shape == (1, 3)
+
+
+@pytest.fixture(scope="module")
+def films():
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(12), 6)
+    items = np.concatenate([(rng.integers(0, 20) + np.arange(6)) % 20 for _ in range(12)])
+    names = np.array([f"u{user}" for user in users])
+    return afx.clean((names, items, np.ones(len(items)), np.tile(np.arange(6), 12)))
+
+
+@pytest.mark.parametrize("algorithm", ["implicit-als", "sasrec", "two-tower", "neumf", "hstu", "bert4rec"])
+@pytest.mark.parametrize("kind", ["int8", "float8"])
+def test_saved_and_loaded(algorithm, kind, films, tmp_path):
+    settings = {"length": 8} if algorithm in ("sasrec", "hstu", "bert4rec") else {}
+    rec = afx.Recommender(algorithm, steps=1, **settings).fit(films)
+    small = rec.with_model(quantize_model(rec.model, kind, activations="dynamic" if kind == "int8" else "float"))
+    small.save(tmp_path / "small")
+    again = afx.Recommender.load(tmp_path / "small")
+    expected, found = small.recommend(["u1", "u2"], k=5), again.recommend(["u1", "u2"], k=5)
+    assert expected.equals(found)
+    for one, other in zip(jax.tree.leaves(small.model), jax.tree.leaves(again.model), strict=True):
+        np.testing.assert_array_equal(np.asarray(one, np.float32), np.asarray(other, np.float32))
+    rec.save(tmp_path / "whole")
+    sizes = [sum(f.stat().st_size for f in (tmp_path / name).glob("*.safetensors")) for name in ("small", "whole")]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("rules", "options", "error", "message"),
+    [
+        ({"encoder.block.*": "int8"}, {}, CompressionError, "matches none of 9 parameters; near it: encoder.blocks"),
+        ({}, {}, CompressionError, "no rules; patterns of names are accepted, such as"),
+        ("int8", {"activations": "static"}, CompressionError, "need inputs: those of models.inputs_of_layers"),
+        ("int4", {"rounding": "inputs", "inputs": {}}, CompressionError, "kernel: static activations and rounding"),
+        ("float8", {"activations": "dynamic"}, CompressionError, "for int8 or int4, and not for float8"),
+        ("int9", {}, ValueError, "kind='int9' must be one of"),
+        ("int8", {"activations": "some"}, ValueError, "activations='some' must be one of"),
+        ("int8", {"rounding": "up"}, ValueError, "rounding='up' must be one of"),
+    ],
+)
+def test_what_is_refused(rules, options, error, message):
+    with pytest.raises(error, match=message):
+        quantize_model(network(), rules, **options)
+
+
+def test_nothing_is_quantized_twice():
+    small = quantize_model(network(), "int8")
+    with pytest.raises(CompressionError, match="is quantized already; dequantize the model first"):
+        quantize_model(small, "int8")
+    with pytest.raises(CompressionError, match="items.embedding.table: row 3, column 2 is nan"):
+        model = network()
+        model.items.embedding.table[...] = model.items.embedding.table[...].at[3, 2].set(jnp.nan)
+        quantize_model(model, {"*.table": "int8"})
+    with pytest.raises(CompressionError, match="no input of encoder.blocks.0.attention.inputs was seen"):
+        quantize_model(network(), "int4", rounding="inputs", inputs=models.inputs_of_layers(other(), [jnp.zeros(2, int)]))
+    with pytest.raises(CompressionError, match="no table of vectors and no dense layer"):
+        quantize_model(afx.engine.neighbors.Popularity(jnp.ones(3)), "int8")
+
+
+def other():
+    return models.MLP([3, 4], width=2, hidden=[5], rngs=nnx.Rngs(1))
+
+
+def test_a_model_of_other_items(films):
+    rec = afx.Recommender("popularity").fit(films)
+    with pytest.raises(ValueError, match="the model has n_users=8; this recommender has 12"):
+        rec.with_model(factors())
