@@ -104,8 +104,8 @@ def named(name: str) -> Named:
 def parameters_of(name: str) -> dict[str, Any]:
     """The parameters that may be set, with their defaults."""
     algorithm = named(name)
-    # What is handed on from elsewhere, and arrays, which are no settings.
-    held_back = ("interactions", "key", "features")
+    # What is handed on from elsewhere, arrays and functions, which are no settings.
+    held_back = ("interactions", "key", "features", "optimizer", "view")
     names = {
         parameter.name: None if parameter.default is parameter.empty else parameter.default
         for parameter in inspect.signature(algorithm.build).parameters.values()

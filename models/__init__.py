@@ -13,6 +13,7 @@ from .recommenders import pair_ranker, tower_retriever
 from .sequence_training import sequence_retriever
 from .sequential import BERT4Rec, SASRec
 from .sharding import partition_specs, shardings
+from .shrinking import share_blocks, shrink
 from .trained import PairNetwork, SequenceNetwork, TowerNetwork
 from .two_tower import TwoTower
 
@@ -38,6 +39,8 @@ __all__ = [
     "pair_ranker",
     "partition_specs",
     "sequence_retriever",
+    "share_blocks",
     "shardings",
+    "shrink",
     "tower_retriever",
 ]

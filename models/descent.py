@@ -13,6 +13,9 @@ from ..engine.training.batches import Batches
 from ..engine.training.gradient_descent import TrainingState, gradient_step, start_training
 
 
+View = Callable[[Any], Any]
+
+
 def network_algorithm(
     name: str,
     start: Callable[[PRNGKeyArray, Any], Any],
@@ -20,9 +23,17 @@ def network_algorithm(
     loss: Callable[[Any, Any, PRNGKeyArray], Array],
     optimizer: Any,
     batches: Callable[[Any, np.ndarray], Batches],
+    view: View | None = None,
 ) -> Algorithm:
-    """Gradient descent on a network that is part of a model: the state is the model, with all that it answers by."""
-    descend = gradient_step(loss, optimizer)
+    """Gradient descent on a network that is part of a model: the state is the model, with all that it answers by.
+
+    The loss sees `view(network)`, if there is one, such as the network with rounded weights.
+    """
+
+    def seen(network: Any, batch: Any, key: PRNGKeyArray) -> Array:
+        return loss(network if view is None else view(network), batch, key)
+
+    descend = gradient_step(seen, optimizer)
 
     def init(key: PRNGKeyArray, x: Any) -> Any:
         model = start(key, x)
@@ -33,7 +44,10 @@ def network_algorithm(
         state, info = descend(key, state, inputs(model, batch))
         return _with_state(model, state), info
 
-    return Algorithm(init, step, name, batches)
+    def resume(model: Any) -> Any:
+        return model if model.training is not None else _with_state(model, start_training(model.network, optimizer))
+
+    return Algorithm(init, step, name, batches, resume)
 
 
 def _with_state(model: Any, state: TrainingState) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,15 @@ from ..engine.training import losses
 from ..engine.training.batches import pair_batches
 from ..engine.training.histories import last_items
 from ..kernels.csr import CSR
-from .descent import network_algorithm, require_positive
+from .descent import View, network_algorithm, require_positive
 from .din import DIN
 from .fusion import Fusion
 from .item_content import checked_fusion, content_of_items
 from .trained import Blueprint, PairNetwork, TowerNetwork
 from .two_tower import TwoTower
+
+if TYPE_CHECKING:
+    import optax
 
 
 def pair_ranker(
@@ -38,6 +41,8 @@ def pair_ranker(
     batch_size: int | None = None,
     learning_rate: float = 1e-3,
     l2: float = 0.0,
+    optimizer: optax.GradientTransformation | None = None,
+    view: View | None = None,
     **settings: Any,
 ) -> Algorithm:
     """A network that scores pairs, trained by Adam: on clicks and random negatives, or on ratings.
@@ -51,6 +56,8 @@ def pair_ranker(
         batch_size: Interactions in a batch; if None 64 to 1,024, by how many there are.
         learning_rate: Of Adam.
         l2: A batch costs `l2 / 2` times the squares of the vectors and weights that it looks up besides; 0 is none.
+        optimizer: In place of Adam and `learning_rate`.
+        view: The loss is that of `view(network)`, such as of `compression.rounded`.
         **settings: Of the network.
 
     Returns:
@@ -113,7 +120,7 @@ def pair_ranker(
         n_negatives = 0 if ratings else negatives
         return pair_batches(_size(batch_size, x), negatives=n_negatives, history=history, length=length)(x, seed)
 
-    return network_algorithm(name, start, inputs, loss, optax.adam(learning_rate), batches)
+    return network_algorithm(name, start, inputs, loss, optimizer or optax.adam(learning_rate), batches, view)
 
 
 def tower_retriever(
@@ -136,6 +143,8 @@ def tower_retriever(
     fusion: Fusion = "attention",
     modality_dropout: float = 0.1,
     factors: Factors | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    view: View | None = None,
 ) -> Algorithm:
     """Two towers, trained by Adam on the softmax over the items of a batch, corrected for how often each is there.
 
@@ -158,6 +167,7 @@ def tower_retriever(
         fusion: How, by a `FusionTransformer`.
         modality_dropout: How likely one of these, or the id, is left out in a step of training.
         factors: Vectors of users and items to begin with, such as those of ALS, of the same `width`.
+        optimizer, view: See `pair_ranker`.
 
     Returns:
         An `Algorithm` on `Interactions`, whose state is a `TowerNetwork`.
@@ -239,7 +249,7 @@ def tower_retriever(
 
         return pairs._replace(make=make)
 
-    return network_algorithm("TwoTower", start, inputs, loss, optax.adam(learning_rate), batches)
+    return network_algorithm("TwoTower", start, inputs, loss, optimizer or optax.adam(learning_rate), batches, view)
 
 
 def settings_of(network: type[nnx.Module]) -> dict[str, inspect.Parameter]:

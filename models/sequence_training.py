@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,14 @@ from ..engine.training import losses
 from ..engine.training.batches import Batches
 from ..engine.training.sequence_windows import Layout, Windows, sequence_batches
 from ..kernels.cross_entropy import cross_entropy
-from .descent import network_algorithm, require_positive
+from .descent import View, network_algorithm, require_positive
 from .fusion import Fusion
 from .item_content import checked_fusion, content_of_items, with_item_ids
 from .item_vectors import ITEM
 from .trained import Blueprint, SequenceNetwork, rows_of
+
+if TYPE_CHECKING:
+    import optax
 
 _NEVER = -1e9  # the logit of what is no answer
 
@@ -46,6 +49,8 @@ def sequence_retriever(
     modality_dropout: float = 0.1,
     learning_rate: float = 1e-3,
     l2: float = 0.0,
+    optimizer: optax.GradientTransformation | None = None,
+    view: View | None = None,
     **settings: Any,
 ) -> Algorithm:
     """A network on sequences, trained by Adam to name the next item at each place, or those behind masks.
@@ -70,6 +75,8 @@ def sequence_retriever(
             serves without the others.
         learning_rate: Of Adam.
         l2: Decoupled weight decay, as of AdamW.
+        optimizer: In place of AdamW, `learning_rate` and `l2`.
+        view: The loss is that of `view(network)`, such as of `compression.rounded`.
         **settings: Of the network.
 
     Returns:
@@ -186,8 +193,9 @@ def sequence_retriever(
             log_q = np.log(shares / shares.sum()).astype(np.float32)
         return made._replace(make=lambda step: made.make(step) | {"log_q": log_q})
 
-    optimizer = optax.adamw(learning_rate, weight_decay=l2)
-    return network_algorithm(network.__name__, start, inputs, cost, optimizer, batches)
+    if optimizer is None:
+        optimizer = optax.adamw(learning_rate, weight_decay=l2)
+    return network_algorithm(network.__name__, start, inputs, cost, optimizer, batches, view)
 
 
 def _sequences(data: Any) -> Sequences:

@@ -25,7 +25,7 @@ class SASRec(nnx.Module):
         n_items: Items there are.
         width: Of the vectors.
         length: Places that a sequence has, at most.
-        blocks, heads, norm, positions, dropout: See `transformer.Encoder`.
+        blocks, heads, head_width, norm, positions, dropout: See `transformer.Encoder`.
         hidden: Width between the dense layers of a block; `width` if None.
         share: Whether all blocks have the same parameters.
         init_std: Standard deviation of the first vectors of items.
@@ -51,6 +51,7 @@ class SASRec(nnx.Module):
         length: int = 200,
         blocks: int = 2,
         heads: int = 1,
+        head_width: int | None = None,
         hidden: int | None = None,
         norm: Norm = "pre",
         positions: Positions = "learned",
@@ -70,6 +71,7 @@ class SASRec(nnx.Module):
             length,
             blocks=blocks,
             heads=heads,
+            head_width=head_width,
             hidden=width if hidden is None else hidden,
             norm=norm,
             positions=positions,
@@ -122,7 +124,7 @@ class BERT4Rec(nnx.Module):
 
     Args:
         n_items: Items there are; the mask is item `n_items`.
-        width, length, blocks, heads, norm, positions, share, dropout, init_std, fusion: See `SASRec`.
+        width, length, blocks, heads, head_width, norm, positions, share, dropout, init_std, fusion: See `SASRec`.
         hidden: Width between the dense layers of a block; four times `width` if None.
         dtype, param_dtype, implementation: See `layers.Linear`.
         rngs: Random numbers.
@@ -145,6 +147,7 @@ class BERT4Rec(nnx.Module):
         length: int = 200,
         blocks: int = 2,
         heads: int = 2,
+        head_width: int | None = None,
         hidden: int | None = None,
         norm: Norm = "post",
         positions: Positions = "learned",
@@ -165,6 +168,7 @@ class BERT4Rec(nnx.Module):
             length,
             blocks=blocks,
             heads=heads,
+            head_width=head_width,
             hidden=4 * width if hidden is None else hidden,
             norm=norm,
             positions=positions,

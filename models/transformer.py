@@ -29,19 +29,21 @@ class SelfAttention(nnx.Module):
         *,
         causal: bool,
         rotary: bool,
+        head_width: int | None = None,
         output_init: Initializer | None = None,
         dtype: Any,
         param_dtype: Any,
         implementation: Implementation,
         rngs: nnx.Rngs,
     ):
-        if width % heads:
+        if head_width is None and width % heads:
             raise ValueError(f"{width=} must be divisible by {heads=}")
-        if rotary and (width // heads) % 2:
-            raise ValueError(f"rotary positions turn pairs of numbers: {width=} over {heads=} must be even")
+        inner = width // heads if head_width is None else head_width
+        if rotary and inner % 2:
+            raise ValueError(f"rotary positions turn pairs of numbers: the width of a head, {inner}, must be even")
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
-        self.inputs = Linear(width, 3 * width, **shared)  # queries, keys and values
-        self.output = Linear(width, width, kernel_init=output_init, **shared)
+        self.inputs = Linear(width, 3 * heads * inner, **shared)  # queries, keys and values
+        self.output = Linear(heads * inner, width, kernel_init=output_init, **shared)
         self.heads, self.causal, self.rotary = heads, causal, rotary
         self.implementation: Implementation = implementation
 
@@ -60,7 +62,7 @@ class SelfAttention(nnx.Module):
         if maps is not None:
             maps.append(attend(queries, keys, one_hot_values(keys), segments))
         found = attend(queries, keys, values, segments)
-        return self.output(found.reshape(x.shape))
+        return self.output(found.reshape(*x.shape[:-1], -1))
 
 
 class Block(nnx.Module):
@@ -75,6 +77,7 @@ class Block(nnx.Module):
         norm: Norm,
         causal: bool,
         rotary: bool,
+        head_width: int | None = None,
         activation: Callable[[Array], Array],
         dropout: float,
         init: Initializer | None = None,
@@ -84,7 +87,8 @@ class Block(nnx.Module):
         rngs: nnx.Rngs,
     ):
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
-        self.attention = SelfAttention(width, heads, causal=causal, rotary=rotary, output_init=init, **shared)
+        turned = {"causal": causal, "rotary": rotary, "head_width": head_width}
+        self.attention = SelfAttention(width, heads, **turned, output_init=init, **shared)
         self.dense = Dense([width, hidden, width], activation=activation, linear_end=True, kernel_init=init, **shared)
         self.norms = nnx.List(layer_norm(width, dtype, param_dtype, rngs) for _ in range(2))
         self.norm: Norm = norm
@@ -117,6 +121,7 @@ class Encoder(nnx.Module):
         length: Positions there are.
         blocks: How many.
         heads: Of the attention of each.
+        head_width: Of the vectors of a head; `width // heads` if None.
         hidden: Width between the two dense layers of a block.
         norm: "pre" or "post": before each part of a block, or after it.
         positions: "learned" vectors, or "rotary": queries and keys turned by where they are.
@@ -141,6 +146,7 @@ class Encoder(nnx.Module):
         *,
         blocks: int,
         heads: int,
+        head_width: int | None = None,
         hidden: int,
         norm: Norm,
         positions: Positions,
@@ -158,9 +164,10 @@ class Encoder(nnx.Module):
             "length": length,
             "blocks": blocks,
             "heads": heads,
+            "head_width": head_width,
             "hidden": hidden,
         }.items():
-            if number < 1:
+            if number is not None and number < 1:
                 raise ValueError(f"{name}={number} must be at least 1")
         if not 0 <= dropout < 1:
             raise ValueError(f"{dropout=} must be in [0, 1)")
@@ -173,6 +180,7 @@ class Encoder(nnx.Module):
         settings = {"norm": norm, "causal": causal, "rotary": not learned, "activation": activation, "dropout": dropout}
         # Blocks add little to begin with; where the variance stays from layer to layer SASRec learns the slower.
         settings |= {
+            "head_width": head_width,
             "init": nnx.initializers.normal(0.02),
             "dtype": dtype,
             "param_dtype": param_dtype,

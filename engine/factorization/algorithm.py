@@ -22,12 +22,15 @@ class Algorithm(NamedTuple):
             step by a batch gives the state back as it was where a number is not finite; else `fit` sees to that.
         name: What messages call it.
         batches: `batches(data, seed) -> training.Batches` where a step takes a batch; None where it takes all the data.
+        resume: `resume(state) -> state` makes a model that lacks what only training needs, such as one that was pruned,
+            a state to go on from; None where nothing can be lacking.
     """
 
     init: Callable[[PRNGKeyArray, Any], Any]
     step: Callable[[PRNGKeyArray, Any, Any], tuple[Any, Info]]
     name: str = "algorithm"
     batches: Callable[[Any, np.ndarray], Any] | None = None
+    resume: Callable[[Any], Any] | None = None
 
 
 class Info(NamedTuple):

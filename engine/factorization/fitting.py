@@ -113,7 +113,10 @@ def fit(
     every = validate_every or epoch
     save_every = checkpoint_every or every
     # Copied, since the step consumes it.
-    start = algorithm.init(init_key, source.data) if state is None else state
+    if state is None:
+        start = algorithm.init(init_key, source.data)
+    else:
+        start = state if algorithm.resume is None else algorithm.resume(state)
     run = Run(*jax.tree.flatten(jax.tree.map(jnp.array, start)))
     saved = None
     if checkpoint is not None:

@@ -1,0 +1,165 @@
+"""Weights that count for little become 0: by magnitude, by what their layer is given, or so many of every few."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..errors import CompressionError
+from .layer_inputs import LayerInputs
+from .parameters import chosen, compressible, is_kernel, is_quantized, parameters_of, replaced, with_parameters
+
+Among = Literal["all", "layer", "output"]
+
+
+def prune(
+    model: Any,
+    share: float | Mapping[str, float],
+    *,
+    among: Among = "layer",
+    inputs: Mapping[str, LayerInputs] | None = None,
+) -> Any:
+    """A model whose weights of least magnitude are 0.
+
+    It keeps its shapes; `keep_zeros` holds the zeros while it is trained on.
+
+    Args:
+        model: `Factors`, a network, or a model that has one.
+        share: Of its weights that become 0, in [0, 1); for all tables and matrices of dense layers, or by patterns of
+            names, the first that matches.
+        among: Which weights are compared: those of the same "layer", with each other "all" that have the same share, or
+            those of the same "output" of a layer, or row of a table.
+        inputs: What `models.inputs_of_layers` saw: then weights of dense layers count by `|w|` times the root mean
+            square of what they are multiplied with.
+
+    Raises:
+        CompressionError: A share out of range, nothing to prune, a pattern that matches nothing, quantized or not finite
+            parameters, or inputs of other layers.
+        ValueError: An unknown choice.
+
+    Source: Han et al. 2015, "Learning both Weights and Connections for Efficient Neural Networks"; with inputs and among
+    those of an output, Sun et al. 2024, "A Simple and Effective Pruning Approach for Large Language Models" (Wanda).
+
+    >>> from affinax.engine.factorization import Factors
+    >>> model = Factors(jnp.ones((1, 4)), jnp.array([[4.0, -0.1, 2.0, 0.3], [1.0, 0.2, -3.0, 5.0]]))
+    >>> prune(model, {"items": 0.5}).items.tolist()
+    [[4.0, 0.0, 2.0, 0.0], [0.0, 0.0, -3.0, 5.0]]
+    """
+    if among not in get_args(Among):
+        raise ValueError(f"{among=} must be one of {get_args(Among)}")
+    parameters = parameters_of(model)
+    shares = prunable(parameters, share)
+    scores = {name: _score(name, leaf, inputs) for name, (leaf, _) in shares.items()}
+    if among == "all":
+        cut = {}
+        for part in {part for _, part in shares.values()}:
+            names = [name for name, (_, own) in shares.items() if own == part]
+            together = jnp.concatenate([scores[name].reshape(-1) for name in names])
+            ends = np.cumsum([scores[name].size for name in names])
+            kept = jnp.split(largest(together, part), ends[:-1])
+            cut |= {name: mask.reshape(scores[name].shape) for name, mask in zip(names, kept, strict=True)}
+    elif among == "layer":
+        cut = {name: largest(scores[name].reshape(-1), part).reshape(leaf.shape) for name, (leaf, part) in shares.items()}
+    else:
+        cut = {}
+        for name, (_, part) in shares.items():
+            rows = scores[name].T if is_kernel(name) else scores[name]
+            kept = largest(rows, part)
+            cut[name] = kept.T if is_kernel(name) else kept
+    return with_parameters(
+        model, replaced(parameters, {name: jnp.where(cut[name], leaf, 0) for name, (leaf, _) in shares.items()})
+    )
+
+
+def prune_n_of_m(
+    model: Any,
+    n: int = 2,
+    m: int = 4,
+    *,
+    where: str | tuple[str, ...] = "*.kernel",
+    inputs: Mapping[str, LayerInputs] | None = None,
+) -> Any:
+    """A model in which of every m weights in a row n are left: the pattern that some accelerators multiply faster.
+
+    Args:
+        model: See `prune`.
+        n, m: See above: `0 < n < m`.
+        where: Patterns of names. Weights of a dense layer are in a row if they have the same output.
+        inputs: See `prune`.
+
+    Raises:
+        CompressionError: As `prune`; or a number of inputs, or of columns, that m does not divide.
+        ValueError: n and m out of range.
+
+    Source: Mishra et al. 2021, "Accelerating Sparse Deep Neural Networks".
+
+    >>> from affinax.engine.factorization import Factors
+    >>> model = Factors(jnp.ones((1, 4)), jnp.array([[4.0, -0.1, 2.0, 0.3]]))
+    >>> prune_n_of_m(model, 1, 2, where="items").items.tolist()
+    [[4.0, 0.0, 2.0, 0.0]]
+    """
+    if not 0 < n < m:
+        raise ValueError(f"{n=} must be above 0 and below {m=}")
+    parameters = parameters_of(model)
+    patterns = (where,) if isinstance(where, str) else where
+    new = {}
+    for name, (leaf, _) in prunable(parameters, dict.fromkeys(patterns, 0.5)).items():
+        score = _score(name, leaf, inputs)
+        rows = score.T if is_kernel(name) else score
+        if rows.shape[1] % m:
+            what = "inputs" if is_kernel(name) else "columns"
+            raise CompressionError(f"{name} has {rows.shape[1]} {what}, which are no multiple of {m=}")
+        kept = largest(rows.reshape(-1, m), 1 - n / m).reshape(rows.shape)
+        new[name] = jnp.where(kept.T if is_kernel(name) else kept, leaf, 0)
+    return with_parameters(model, replaced(parameters, new))
+
+
+def zeros_of(model: Any) -> dict[str, float]:
+    """The share of zeros of each table and matrix of dense layers.
+
+    >>> from affinax.engine.factorization import Factors
+    >>> zeros_of(Factors(jnp.ones((1, 4)), jnp.array([[4.0, 0.0, 2.0, 1.0]])))
+    {'users': 0.0, 'items': 0.25}
+    """
+    leaves = compressible(parameters_of(model))
+    numbers = {name: leaf.floats() if is_quantized(leaf) else leaf for name, leaf in leaves.items()}
+    return {name: float(jnp.mean(array == 0)) for name, array in numbers.items()}
+
+
+def prunable(parameters: Any, share: float | Mapping[str, float]) -> dict[str, tuple[Array, float]]:
+    """What is to be pruned, and how much of it."""
+    among, found = compressible(parameters), {}
+    for name, part in chosen(among, share).items():
+        leaf = among[name]
+        if not 0 <= part < 1:
+            raise CompressionError(f"{name}: share {part} must be in [0, 1)")
+        if is_quantized(leaf):
+            raise CompressionError(f"{name} is quantized: prune first, then quantize")
+        found[name] = leaf, part
+    return found
+
+
+def _score(name: str, leaf: Array, inputs: Mapping[str, LayerInputs] | None) -> Float[Array, "..."]:
+    score = jnp.abs(leaf.astype(jnp.float32))
+    if not bool(jnp.all(jnp.isfinite(score))):
+        place = np.argwhere(~np.isfinite(np.asarray(score)))[0]
+        raise CompressionError(f"{name} is not finite at {place.tolist()}")
+    if inputs is None or not is_kernel(name):
+        return score
+    layer = name.rpartition(".")[0]
+    if layer not in inputs:
+        raise CompressionError(f"no input of {layer} was seen; inputs are there of {', '.join(sorted(inputs))}")
+    return score * jnp.sqrt(jnp.asarray(np.diag(inputs[layer].gramian), jnp.float32))[:, None]
+
+
+def largest(scores: Float[Array, "*rows n"], share: Any) -> Array:
+    """Where the largest of each row are, all but a share of them; of equal ones the first."""
+    n = scores.shape[-1]
+    gone = jnp.rint(jnp.asarray(share, jnp.float32) * n).astype(jnp.int32)
+    order = jnp.argsort(jnp.flip(scores, -1), axis=-1)
+    rank = jnp.flip(jnp.argsort(order, axis=-1), -1)
+    return rank >= gone
