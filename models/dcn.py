@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..kernels.cross_network import cross
 from ..kernels.op import Implementation
-from .layers import Dense, FieldEmbedding, Linear, he_normal
+from .layers import Dense, FieldEmbedding, Linear, Sharing, he_normal
 
 
 class DCN(nnx.Module):
@@ -31,6 +31,7 @@ class DCN(nnx.Module):
         structure: "parallel" or "stacked".
         dropout: In the network.
         init_std: Standard deviation of the first vectors.
+        sharing: Of rows among the ids of a field; see `layers.FieldEmbedding`.
         hidden_scale: Variance of the first weights of `hidden`, times the number of their inputs; where the network
             begins small, the cross layers learn first.
         dtype, param_dtype, implementation: See `layers.FieldEmbedding`.
@@ -55,6 +56,7 @@ class DCN(nnx.Module):
         structure: Literal["parallel", "stacked"] = "parallel",
         dropout: float = 0.0,
         init_std: float = 0.01,
+        sharing: Sharing | None = None,
         hidden_scale: float = 2.0,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
@@ -67,7 +69,7 @@ class DCN(nnx.Module):
             raise ValueError(f"{crosses=}, {rank=} and {experts=} must be at least 1")
         dtypes = {"dtype": dtype, "param_dtype": param_dtype}
         shared = {**dtypes, "implementation": implementation, "rngs": rngs}
-        self.embedding = FieldEmbedding(sizes, width, init_std=init_std, **shared)
+        self.embedding = FieldEmbedding(sizes, width, init_std=init_std, sharing=sharing, **shared)
         n = len(sizes) * width
         if rank is None:
             self.crosses = Crosses(n, crosses, **shared)

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..kernels.op import Implementation
-from .layers import Dense, FieldEmbedding
+from .layers import Dense, FieldEmbedding, Sharing
 
 
 class DIN(nnx.Module):
@@ -26,6 +26,7 @@ class DIN(nnx.Module):
         attention: Layers of the network a, but the last, of 1.
         dropout: In `hidden`.
         init_std: Standard deviation of the first vectors.
+        sharing: Of rows among the ids of a field; see `layers.FieldEmbedding`.
         dtype, param_dtype, implementation: See `layers.FieldEmbedding`.
         rngs: Random numbers.
 
@@ -45,6 +46,7 @@ class DIN(nnx.Module):
         attention: Sequence[int] = (64, 16),
         dropout: float = 0.0,
         init_std: float = 0.05,
+        sharing: Sharing | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         implementation: Implementation = "auto",
@@ -56,7 +58,7 @@ class DIN(nnx.Module):
             raise ValueError(f"{attention=} must have a layer or more")
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
         self.item_field = item_field
-        self.embedding = FieldEmbedding(sizes, width, init_std=init_std, **shared)
+        self.embedding = FieldEmbedding(sizes, width, init_std=init_std, sharing=sharing, **shared)
         self.attention = Dense([3 * width, *attention, 1], linear_end=True, **shared)
         self.network = Dense([(len(sizes) + 1) * width, *hidden, 1], dropout=dropout, linear_end=True, **shared)
 

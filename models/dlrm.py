@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..kernels.op import Implementation
 from ..kernels.pair_products import pair_products
-from .layers import Dense, FieldEmbedding
+from .layers import Dense, FieldEmbedding, Sharing
 
 
 class DLRM(nnx.Module):
@@ -26,6 +26,7 @@ class DLRM(nnx.Module):
         hidden: Layers of the network on the products.
         dropout: In these.
         init_std: Standard deviation of the first vectors; `(3 size)^-1/2` for those of a field if None, as published.
+        sharing: Of rows among the ids of a field; see `layers.FieldEmbedding`.
         dtype, param_dtype, implementation: See `layers.FieldEmbedding`.
         rngs: Random numbers.
 
@@ -47,6 +48,7 @@ class DLRM(nnx.Module):
         hidden: Sequence[int] = (64, 64),
         dropout: float = 0.0,
         init_std: float | None = None,
+        sharing: Sharing | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         implementation: Implementation = "auto",
@@ -55,7 +57,7 @@ class DLRM(nnx.Module):
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
         self.implementation: Implementation = implementation
         std = [(3 * size) ** -0.5 for size in sizes] if init_std is None else init_std
-        self.embedding = FieldEmbedding(sizes, width, init_std=std, **shared)
+        self.embedding = FieldEmbedding(sizes, width, init_std=std, sharing=sharing, **shared)
         dense = {**shared, "kernel_init": nnx.initializers.glorot_normal(), "bias_init": _bias}
         self.bottom = Dense([numbers, *bottom, width], **dense) if numbers else None
         n = len(sizes) + (numbers > 0)

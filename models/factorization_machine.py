@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..kernels.op import Implementation
-from .layers import Dense, FieldEmbedding
+from .layers import Dense, FieldEmbedding, Sharing
 
 
 class FactorizationMachine(nnx.Module):
@@ -20,6 +20,7 @@ class FactorizationMachine(nnx.Module):
         sizes: How many ids each field has.
         width: Of the vectors.
         init_std: Standard deviation of the first vectors and weights.
+        sharing: Of rows among the ids of a field; see `layers.FieldEmbedding`.
         dtype, param_dtype, implementation: See `layers.FieldEmbedding`.
         rngs: Random numbers.
 
@@ -36,12 +37,13 @@ class FactorizationMachine(nnx.Module):
         *,
         width: int = 16,
         init_std: float = 0.01,
+        sharing: Sharing | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         implementation: Implementation = "auto",
         rngs: nnx.Rngs,
     ):
-        table = {"init_std": init_std, "dtype": dtype, "param_dtype": param_dtype, "implementation": implementation}
+        table = {"init_std": init_std, "sharing": sharing, "dtype": dtype, "param_dtype": param_dtype, "implementation": implementation}
         self.embedding = FieldEmbedding(sizes, width + 1, **table, rngs=rngs)  # the last column: the weights
         self.bias = nnx.Param(jnp.zeros((), param_dtype))
 
@@ -62,6 +64,7 @@ class DeepFM(nnx.Module):
         hidden: Layers of the network.
         dropout: In these.
         init_std: Standard deviation of the first vectors and weights.
+        sharing: Of rows among the ids of a field; see `layers.FieldEmbedding`.
         dtype, param_dtype, implementation: See `layers.FieldEmbedding`.
         rngs: Random numbers.
 
@@ -79,13 +82,14 @@ class DeepFM(nnx.Module):
         hidden: Sequence[int] = (64, 64),
         dropout: float = 0.0,
         init_std: float = 0.01,
+        sharing: Sharing | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         implementation: Implementation = "auto",
         rngs: nnx.Rngs,
     ):
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
-        self.embedding = FieldEmbedding(sizes, width + 1, init_std=init_std, **shared)
+        self.embedding = FieldEmbedding(sizes, width + 1, init_std=init_std, sharing=sharing, **shared)
         # Its last layer has the bias of both.
         self.network = Dense([len(sizes) * width, *hidden, 1], dropout=dropout, linear_end=True, **shared)
 

@@ -15,7 +15,7 @@ from ..kernels.op import Implementation
 from ..kernels.quantized_rows import Table, floats_of
 from .fusion import FusionSettings
 from .item_vectors import ItemVectors
-from .layers import Linear, dropped
+from .layers import Linear, Sharing, dropped
 from .sequential import places
 from .transformer import layer_norm, one_hot_values
 
@@ -80,7 +80,7 @@ class HSTU(nnx.Module):
 
     Args:
         n_items: Items there are.
-        width, length, blocks, heads, dropout, init_std, fusion: See `SASRec`.
+        width, length, blocks, heads, dropout, init_std, sharing, fusion: See `SASRec`.
         inner: Width of queries, keys and values of a head; `width / heads` if None.
         times: Whether the time between two events counts; sequences have timestamps then.
         normalize: Whether vectors of places and items have length 1: the product is a cosine then, and the loss wants a
@@ -114,6 +114,7 @@ class HSTU(nnx.Module):
         normalize: bool = True,
         dropout: float = 0.2,
         init_std: float = 0.02,
+        sharing: Sharing | None = None,
         fusion: FusionSettings | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
@@ -129,7 +130,7 @@ class HSTU(nnx.Module):
             raise ValueError(f"{dropout=} must be in [0, 1)")
         inner = width // heads if inner is None else inner
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
-        self.items = ItemVectors(n_items, width, init_std=init_std, fusion=fusion, **shared)
+        self.items = ItemVectors(n_items, width, init_std=init_std, sharing=sharing, fusion=fusion, **shared)
         self.positions = nnx.Param(init_std * jax.random.normal(rngs.params(), (length, width), param_dtype))
         layer = {"times": times, "dropout": dropout, **shared}
         self.layers = nnx.List(HSTULayer(width, length, heads, inner, **layer) for _ in range(blocks))

@@ -17,7 +17,7 @@ from ..kernels.embedding import lookup
 from ..kernels.op import Implementation
 from ..kernels.quantized_rows import Table, floats_of
 from .fusion import FusionSettings, FusionTransformer
-from .layers import FieldEmbedding
+from .layers import FieldEmbedding, Sharing
 
 ITEM = "item"  # among modalities, the id of the item itself
 _AT_ONCE = 4096  # items that are fused together
@@ -33,6 +33,7 @@ class ItemVectors(nnx.Module):
         width: Of the vectors.
         marks: Further ids, from `n_items` on, that are no items, such as a mask.
         fusion: Settings of a `FusionTransformer` for the content; None for none.
+        sharing: Of rows among ids; see `layers.FieldEmbedding`.
         init_std: Standard deviation of the first vectors of a table.
         dtype, param_dtype, implementation: See `layers.Linear`.
         rngs: Random numbers.
@@ -49,13 +50,17 @@ class ItemVectors(nnx.Module):
         marks: int = 0,
         fusion: FusionSettings | None = None,
         init_std: float = 0.02,
+        sharing: Sharing | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         implementation: Implementation = "auto",
         rngs: nnx.Rngs,
     ):
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
-        self.embedding = FieldEmbedding([n_items + marks], width, init_std=init_std, **shared)
+        together = marks if sharing is None else 0
+        self.embedding = FieldEmbedding([n_items + together], width, init_std=init_std, sharing=sharing, **shared)
+        # A mark that shared its row would be taken for an item.
+        self.mark = FieldEmbedding([marks], width, init_std=init_std, **shared) if marks > together else None
         self.fusion = None if fusion is None else FusionTransformer(**dict(fusion), width=width, **shared)
         self.n_items, self.width, self.marks = n_items, width, marks
         self.implementation: Implementation = implementation
@@ -73,13 +78,16 @@ class ItemVectors(nnx.Module):
             InteractionError: An id that is none, where ids are concrete; in a trace its vector is NaN.
             ValueError: No table where one is needed.
         """
-        if self.fusion is None:
+        if self.fusion is None and self.mark is None:
             return self.embedding.of_field(0, items)
         if table is None:
-            raise ValueError("the vectors of these items are made of their content: give those of all, as a table")
+            if self.fusion is not None:
+                raise ValueError("the vectors of these items are made of their content: give those of all, as a table")
+            table = self.table()
         n = self.n_items + self.marks
         check_ids("ids", items, n)
-        table = jnp.concatenate([table, floats_of(self.embedding.table[...][self.n_items : n]).astype(table.dtype)])
+        marks = self.embedding.table[...][self.n_items : n] if self.mark is None else self.mark.whole_field(0)
+        table = jnp.concatenate([floats_of(table), floats_of(marks).astype(table.dtype)])
         return lookup(table, jnp.asarray(items, jnp.int32), implementation=self.implementation)
 
     def table(
@@ -97,7 +105,7 @@ class ItemVectors(nnx.Module):
         """
         if (modalities is None) != (self.fusion is None):
             raise ValueError(f"the model was made to read {'no ' if self.fusion is None else ''}modalities of items")
-        own = self.embedding.table[...][: self.n_items]
+        own = self.embedding.whole_field(0)[: self.n_items]
         if self.fusion is None or modalities is None:
             return own
         for name, array in {**modalities.inputs, **modalities.where}.items():

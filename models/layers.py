@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,15 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..engine.training.checking import check_ids
+from ..kernels.csr import CSR
 from ..kernels.dense import network
-from ..kernels.embedding import lookup
+from ..kernels.embedding import bag, lookup
 from ..kernels.op import Implementation
 from ..kernels.quantized_kernel import QuantizedKernel
+from ..kernels.quantized_rows import Table
 
 Initializer = Callable[..., Array]  # (key, shape, dtype)
+Sharing = tuple[Literal["hashed", "quotient"], int]
 _ROWS = 64  # tables have a multiple of it, so that a mesh can share them evenly
 
 
@@ -31,13 +34,19 @@ class FieldEmbedding(nnx.Module):
         sizes: How many ids each field has: `[0, size)`.
         width: Of the vectors.
         init_std: Standard deviation of the first ones, or that of each field.
+        sharing: How ids share rows, and how many times fewer these are: ("hashed", 16), where those whose remainders by
+            the number of rows are the same have the same vector; or ("quotient", 16), where a vector is the product of
+            one for this remainder and one for the quotient, so that no two are the same. Fields of few ids share none.
         dtype: Of the vectors that it gives; that of the table if None.
         param_dtype: Of the table.
         implementation: See `kernels.op.dispatch`; "reference" where a mesh shares the table.
         rngs: Random numbers.
 
     Raises:
-        ValueError: No field, or one of no ids; or not as many `init_std` as fields.
+        ValueError: No field, or one of no ids; not as many `init_std` as fields; or an unknown way of sharing.
+
+    Source: of sharing, Weinberger et al. 2009, "Feature Hashing for Large Scale Multitask Learning"; Shi et al. 2020,
+    "Compositional Embeddings Using Complementary Partitions for Memory-Efficient Recommendation Systems".
 
     >>> fields = FieldEmbedding([3, 2], 4, rngs=nnx.Rngs(0))
     >>> fields(jnp.array([2, 1])).shape, fields(jnp.zeros((5, 2), jnp.int32)).shape
@@ -50,6 +59,7 @@ class FieldEmbedding(nnx.Module):
         width: int,
         *,
         init_std: float | Sequence[float] = 0.01,
+        sharing: Sharing | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         implementation: Implementation = "auto",
@@ -62,12 +72,18 @@ class FieldEmbedding(nnx.Module):
         self.sizes = tuple(int(size) for size in sizes)
         self.dtype = dtype
         self.implementation: Implementation = implementation
-        n_rows = -(-sum(self.sizes) // _ROWS) * _ROWS
+        self.sharing = checked_sharing(sharing)
+        self.rows_of = tuple(_rows_of(size, self.sharing) for size in self.sizes)
+        n_rows = -(-sum(map(sum, self.rows_of)) // _ROWS) * _ROWS
         if np.shape(init_std) not in ((), (len(self.sizes),)):
             raise ValueError(f"{init_std=} must be one number, or one for each of the {len(self.sizes)} fields")
-        std = np.repeat(np.broadcast_to(np.asarray(init_std, np.float32), len(self.sizes)), self.sizes)
-        std = jnp.asarray(np.pad(std, (0, n_rows - len(std)))[:, None], param_dtype)
-        self.table = nnx.Param(std * jax.random.normal(rngs.params(), (n_rows, width), param_dtype))
+        std = np.repeat(np.broadcast_to(np.asarray(init_std, np.float32), len(self.sizes)), [*map(sum, self.rows_of)])
+        std = np.pad(std, (0, n_rows - len(std)))
+        # What vectors are multiplied with begins near 1.
+        factor = np.concatenate([np.arange(sum(rows)) >= rows[0] for rows in self.rows_of])
+        factor = np.pad(factor, (0, n_rows - len(factor)))
+        std, mean = (jnp.asarray(a[:, None], param_dtype) for a in (np.where(factor, 0.1, std), factor))
+        self.table = nnx.Param(mean + std * jax.random.normal(rngs.params(), (n_rows, width), param_dtype))
 
     def __call__(self, ids: Int[Array, "*batch n_fields"]) -> Float[Array, "*batch n_fields width"]:
         """Vectors of the fields.
@@ -75,29 +91,73 @@ class FieldEmbedding(nnx.Module):
         Raises:
             InteractionError: An id that its field does not have, where ids are concrete; in a trace its vector is NaN.
         """
-        vectors = lookup(self.table[...], self.rows(ids), implementation=self.implementation)
-        return vectors if self.dtype is None else vectors.astype(self.dtype)
-
-    def rows(self, ids: Int[Array, "*batch n_fields"]) -> Int[Array, "*batch n_fields"]:
-        """Rows of the table, -1 for a missing id; see `__call__`."""
-        return self._rows(ids, np.asarray(self.sizes), np.cumsum([0, *self.sizes[:-1]]))
+        return self._vectors(ids, slice(None))
 
     def of_field(self, field: int, ids: Int[Array, "*batch"]) -> Float[Array, "*batch width"]:
         """Vectors of ids of one field; see `__call__`."""
-        vectors = lookup(self.table[...], self.rows_of_field(field, ids), implementation=self.implementation)
-        return vectors if self.dtype is None else vectors.astype(self.dtype)
+        return self._vectors(ids, field)
 
-    def rows_of_field(self, field: int, ids: Int[Array, "*batch"]) -> Int[Array, "*batch"]:
-        """Rows of ids of one field; see `rows`."""
-        return self._rows(ids, np.asarray(self.sizes[field]), np.asarray(sum(self.sizes[:field])))
+    def whole_field(self, field: int) -> Table:
+        """Vectors of all ids of one field: rows of the table, as they are stored, where none are shared."""
+        if self.sharing is not None:
+            return self.of_field(field, jnp.arange(self.sizes[field], dtype=jnp.int32))
+        first = sum(self.sizes[:field])
+        return self.table[...][first : first + self.sizes[field]]
 
-    def _rows(self, ids: Any, sizes: np.ndarray, first: np.ndarray) -> Array:
+    def means_of_field(self, field: int, rows: CSR) -> Float[Array, "n_rows width"]:
+        """Means of the vectors of ids of one field, those in each row."""
+        check_ids("ids", rows.indices, np.asarray(self.sizes[field]))
+        if self.sharing is None:
+            table, first = self.table[...], sum(self.sizes[:field])
+            nobody = jnp.where(rows.indices < 0, -1, table.shape[0])
+            inside = (rows.indices >= 0) & (rows.indices < self.sizes[field])
+            rows = rows._replace(indices=jnp.where(inside, first + rows.indices, nobody))
+        else:
+            table = self.whole_field(field)
+        return bag(table, rows, mode="mean", implementation=self.implementation)
+
+    def _vectors(self, ids: Any, fields: int | slice) -> Array:
+        sizes = np.asarray(self.sizes)[fields]
         check_ids("ids", ids, sizes)
         ids = jnp.asarray(ids, jnp.int32)
+        counts, ends = np.asarray(self.rows_of), np.cumsum(np.asarray(self.rows_of).reshape(-1)).reshape(-1, 2)
+        one, more = (a[fields].astype(np.int32) for a in counts.T)
+        first, second = (a[fields].astype(np.int32) for a in (ends - counts).T)
         shape = (1,) * (ids.ndim - sizes.ndim) + sizes.shape
-        first, sizes = (a.astype(np.int32).reshape(shape) for a in (first, sizes))
-        # Beyond its field an id would be another field's: beyond the table it is nobody's.
-        return jnp.where(ids < 0, -1, jnp.where(ids < sizes, ids + first, self.table.shape[0]))
+        one, more, first, second, sizes = (a.reshape(shape) for a in (one, more, first, second, sizes.astype(np.int32)))
+        n = self.table.shape[0]
+
+        def rows(own: Array) -> Array:
+            # Beyond its field an id would be another field's: beyond the table it is nobody's.
+            return jnp.where(ids < 0, -1, jnp.where(ids < sizes, own, n))
+
+        def looked_up(own: Array) -> Array:
+            return lookup(self.table[...], rows(own), implementation=self.implementation)
+
+        vectors = looked_up(first + (ids if self.sharing is None else ids % one))
+        if more.any():
+            factors = looked_up(jnp.where(more > 0, second + ids // one, -1))
+            vectors = vectors * jnp.where((more > 0)[..., None], factors, 1.0)
+        return vectors if self.dtype is None else vectors.astype(self.dtype)
+
+
+def checked_sharing(sharing: Any) -> Sharing | None:
+    """A way of sharing rows, or ValueError."""
+    if sharing is None:
+        return None
+    kind, ratio = sharing if isinstance(sharing, tuple | list) and len(sharing) == 2 else (None, None)
+    if kind not in ("hashed", "quotient") or not isinstance(ratio, int) or ratio < 2:
+        raise ValueError(f'{sharing=} must be ("hashed", ratio) or ("quotient", ratio), of a whole ratio from 2 on')
+    return kind, ratio
+
+
+def _rows_of(size: int, sharing: Sharing | None) -> tuple[int, int]:
+    """Rows of a field: those that a remainder chooses from, and those that a quotient does."""
+    if sharing is None or size < 8 * sharing[1]:
+        return size, 0
+    kind, ratio = sharing
+    rows = -(-size // ratio)
+    return rows, -(-size // rows) if kind == "quotient" else 0
 
 
 class Linear(nnx.Module):

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..kernels.op import Implementation
-from .layers import Dense, FieldEmbedding
+from .layers import Dense, FieldEmbedding, Sharing
 
 
 class MLP(nnx.Module):
@@ -23,6 +23,7 @@ class MLP(nnx.Module):
         hidden: Layers but the last, of 1.
         dropout: In these.
         init_std: Standard deviation of the first vectors.
+        sharing: Of rows among the ids of a field; see `layers.FieldEmbedding`.
         dtype, param_dtype, implementation: See `layers.FieldEmbedding`.
         rngs: Random numbers.
 
@@ -41,6 +42,7 @@ class MLP(nnx.Module):
         hidden: Sequence[int] = (64, 64),
         dropout: float = 0.0,
         init_std: float = 0.1,
+        sharing: Sharing | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         implementation: Implementation = "auto",
@@ -49,7 +51,7 @@ class MLP(nnx.Module):
         if not len(sizes) and numbers < 1:
             raise ValueError(f"{sizes=} and {numbers=}: a network needs ids or numbers")
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
-        self.embedding = FieldEmbedding(sizes, width, init_std=init_std, **shared) if len(sizes) else None
+        self.embedding = FieldEmbedding(sizes, width, init_std=init_std, sharing=sharing, **shared) if len(sizes) else None
         self.numbers = numbers
         self.network = Dense([len(sizes) * width + numbers, *hidden, 1], dropout=dropout, linear_end=True, **shared)
 
@@ -85,6 +87,7 @@ class NeuMF(nnx.Module):
         hidden: Layers of the network, one or more; its own vectors are as wide as the first.
         dropout: In these.
         init_std: Standard deviation of the first vectors.
+        sharing: Of rows among the ids of a field; see `layers.FieldEmbedding`.
         dtype, param_dtype, implementation: See `layers.FieldEmbedding`.
         rngs: Random numbers.
 
@@ -102,6 +105,7 @@ class NeuMF(nnx.Module):
         hidden: Sequence[int] = (32, 16, 8),
         dropout: float = 0.0,
         init_std: float = 0.01,
+        sharing: Sharing | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         implementation: Implementation = "auto",
@@ -112,7 +116,7 @@ class NeuMF(nnx.Module):
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
         self.width = width
         # Both tables side by side: one lookup.
-        self.embedding = FieldEmbedding(sizes, width + hidden[0], init_std=init_std, **shared)
+        self.embedding = FieldEmbedding(sizes, width + hidden[0], init_std=init_std, sharing=sharing, **shared)
         self.network = Dense([2 * hidden[0], *hidden], dropout=dropout, **shared)
         self.end = Dense([width + hidden[-1], 1], linear_end=True, **shared)
 

@@ -24,6 +24,7 @@ from .descent import View, network_algorithm, require_positive
 from .din import DIN
 from .fusion import Fusion
 from .item_content import checked_fusion, content_of_items
+from .layers import Sharing
 from .trained import Blueprint, PairNetwork, TowerNetwork
 from .two_tower import TwoTower
 
@@ -138,6 +139,7 @@ def tower_retriever(
     l2: float = 0.1,
     dropout: float = 0.0,
     init_std: float = 0.1,
+    sharing: Sharing | None = None,
     item_bias: bool = True,
     content: Sequence[str] | str = (),
     fusion: Fusion = "attention",
@@ -150,7 +152,7 @@ def tower_retriever(
 
     Args:
         columns: Of the side tables: fields besides the ids; see `engine.data.fields`.
-        width, hidden, normalize, temperature, dropout, init_std: Of `TwoTower`.
+        width, hidden, normalize, temperature, dropout, init_std, sharing: Of `TwoTower`.
         users: Whether users have vectors of their own, besides `history` and columns.
         history: Whether users have histories: what they met before, or, without timestamps, besides. With them the
             towers know newcomers, too; to rank for those who are known they are often the worse.
@@ -198,6 +200,7 @@ def tower_retriever(
             temperature=temperature,
             dropout=dropout,
             init_std=init_std,
+            sharing=sharing,
             item_bias=item_bias,
             **fused,
         )

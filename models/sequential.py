@@ -13,7 +13,7 @@ from ..kernels.op import Implementation
 from ..kernels.quantized_rows import Table
 from .fusion import FusionSettings
 from .item_vectors import ItemVectors
-from .layers import Linear
+from .layers import Linear, Sharing
 from .transformer import Encoder, Norm, Positions, layer_norm
 
 
@@ -29,6 +29,7 @@ class SASRec(nnx.Module):
         hidden: Width between the dense layers of a block; `width` if None.
         share: Whether all blocks have the same parameters.
         init_std: Standard deviation of the first vectors of items.
+        sharing: Of rows among items; see `layers.FieldEmbedding`.
         fusion: Settings of a `FusionTransformer` that makes the vectors of the items; see `ItemVectors`.
         dtype, param_dtype, implementation: See `layers.Linear`.
         rngs: Random numbers.
@@ -58,6 +59,7 @@ class SASRec(nnx.Module):
         share: bool = False,
         dropout: float = 0.1,
         init_std: float = 0.02,
+        sharing: Sharing | None = None,
         fusion: FusionSettings | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
@@ -65,7 +67,7 @@ class SASRec(nnx.Module):
         rngs: nnx.Rngs,
     ):
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
-        self.items = ItemVectors(n_items, width, init_std=init_std, fusion=fusion, **shared)
+        self.items = ItemVectors(n_items, width, init_std=init_std, sharing=sharing, fusion=fusion, **shared)
         self.encoder = Encoder(
             width,
             length,
@@ -124,7 +126,7 @@ class BERT4Rec(nnx.Module):
 
     Args:
         n_items: Items there are; the mask is item `n_items`.
-        width, length, blocks, heads, head_width, norm, positions, share, dropout, init_std, fusion: See `SASRec`.
+        width, length, blocks, heads, head_width, norm, positions, share, dropout, init_std, sharing, fusion: See `SASRec`.
         hidden: Width between the dense layers of a block; four times `width` if None.
         dtype, param_dtype, implementation: See `layers.Linear`.
         rngs: Random numbers.
@@ -154,6 +156,7 @@ class BERT4Rec(nnx.Module):
         share: bool = False,
         dropout: float = 0.1,
         init_std: float = 0.02,
+        sharing: Sharing | None = None,
         fusion: FusionSettings | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
@@ -161,7 +164,7 @@ class BERT4Rec(nnx.Module):
         rngs: nnx.Rngs,
     ):
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
-        self.items = ItemVectors(n_items, width, marks=1, init_std=init_std, fusion=fusion, **shared)
+        self.items = ItemVectors(n_items, width, marks=1, init_std=init_std, sharing=sharing, fusion=fusion, **shared)
         self.begin = layer_norm(width, dtype, param_dtype, rngs)
         self.encoder = Encoder(
             width,

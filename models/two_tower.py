@@ -17,7 +17,7 @@ from ..kernels.embedding import bag
 from ..kernels.op import Implementation
 from .fusion import FusionSettings, FusionTransformer
 from .item_vectors import fused
-from .layers import Dense, FieldEmbedding
+from .layers import Dense, FieldEmbedding, Sharing
 
 
 class TwoTower(nnx.Module):
@@ -41,6 +41,7 @@ class TwoTower(nnx.Module):
         fusion: Settings of a `FusionTransformer` that makes one more field of the items' modalities; None for none.
         dropout: In `hidden`.
         init_std: Standard deviation of the first vectors.
+        sharing: Of rows among the ids of a field; see `layers.FieldEmbedding`.
         dtype, param_dtype, implementation: See `layers.FieldEmbedding`.
         rngs: Random numbers.
 
@@ -71,6 +72,7 @@ class TwoTower(nnx.Module):
         fusion: FusionSettings | None = None,
         dropout: float = 0.0,
         init_std: float = 0.1,
+        sharing: Sharing | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         implementation: Implementation = "auto",
@@ -82,13 +84,13 @@ class TwoTower(nnx.Module):
             raise ValueError(f"{temperature=} must be above 0")
         dtypes = {"dtype": dtype, "param_dtype": param_dtype}
         shared = {"implementation": implementation, **dtypes, "rngs": rngs}
-        table = {"init_std": init_std, "implementation": implementation, **dtypes}
+        table = {"init_std": init_std, "sharing": sharing, "implementation": implementation, **dtypes}
         self.users = FieldEmbedding(user_sizes, width, **table, rngs=rngs) if len(user_sizes) else None
         self.items = FieldEmbedding(item_sizes, width, **table, rngs=rngs)
         for name, embedding, start in (("user_table", self.users, user_table), ("item_table", self.items, item_table)):
             if start is not None and embedding is not None:
                 _begin(name, embedding, jnp.asarray(start, param_dtype))
-        of_item = {**table, "init_std": 0.0, "rngs": rngs}
+        of_item = {**table, "init_std": 0.0, "sharing": None, "rngs": rngs}
         self.bias = None if item_bias is False else FieldEmbedding(item_sizes[:1], 1, **of_item)
         if self.bias is not None and item_bias is not True:
             _begin("item_bias", self.bias, jnp.asarray(item_bias, param_dtype)[:, None])
@@ -161,12 +163,12 @@ class TwoTower(nnx.Module):
 
     def _mean(self, history: Any) -> Array:
         if isinstance(history, CSR):
-            rows, shape = history._replace(indices=self.items.rows_of_field(0, history.indices)), (history.n_rows,)
+            rows, shape = history, (history.n_rows,)
         else:
             shape, length = history.shape[:-1], history.shape[-1]
             each = jnp.arange(math.prod(shape) + 1, dtype=jnp.int32) * length
-            rows = CSR(each, self.items.rows_of_field(0, history).reshape(-1), jnp.ones(1))
-        means = bag(self.items.table[...], rows, mode="mean", implementation=self.implementation)
+            rows = CSR(each, jnp.asarray(history, jnp.int32).reshape(-1), jnp.ones(1))
+        means = self.items.means_of_field(0, rows)
         return means.astype(jnp.float32).reshape(*shape, -1)
 
     def _end(self, vectors: Array, tower: Dense | None, key: PRNGKeyArray | None) -> Array:
@@ -181,6 +183,8 @@ class TwoTower(nnx.Module):
 
 def _begin(name: str, embedding: FieldEmbedding, start: Array) -> None:
     """Sets the vectors of the first field."""
+    if embedding.sharing is not None:
+        raise ValueError(f"{name}: ids that share rows have no vectors of their own to begin with ({embedding.sharing=})")
     table = embedding.table[...]
     expected = (embedding.sizes[0], table.shape[1])
     if start.shape != expected:
