@@ -1,4 +1,4 @@
-"""The command line: `python -m affinax demo | fit | recommend | evaluate | tune | doctor`."""
+"""The command line: `python -m affinax demo | fit | recommend | evaluate | tune | compress | doctor`."""
 
 from __future__ import annotations
 
@@ -222,6 +222,60 @@ def tune(
     reading = {"--columns": columns, "--missing": missing, "--duplicates": duplicates}
     reading |= {f"--{name.replace('_', '-')}": path and str(path) for name, path in tables.items()}
     typer.echo(f"next: {fit_command(file, found.best, reading, header, seed)}")
+
+
+@app.command()
+def compress(
+    model: Annotated[Path, typer.Argument(help="Folder of a saved model")],
+    out: Annotated[Path, typer.Option(help="Folder for the smaller one")],
+    int8: Annotated[bool, typer.Option("--int8", help="Tables and dense layers in bytes")] = False,
+    int4: Annotated[bool, typer.Option("--int4", help="In half bytes")] = False,
+    pq: Annotated[int | None, typer.Option(min=1, help="Tables of vectors in so many parts, of a byte each")] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(help='What is stored as what, such as "*.table=int4" or "*.kernel=bfloat16"; repeatable'),
+    ] = None,
+    dynamic: Annotated[bool, typer.Option("--dynamic", help="Also compute dense layers in bytes")] = False,
+    clip: Annotated[bool, typer.Option(help="Give up the ends of a row's range where that is nearer")] = True,
+    prune: Annotated[float | None, typer.Option(help="Before: the share of weights that become 0")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Before: columns that factors are truncated to")] = None,
+    test: Annotated[Path | None, typer.Option(help="Interactions to compare both on")] = None,
+    columns: Columns = None,
+    header: Header = None,
+    missing: Missing = "error",
+    duplicates: Duplicates = "error",
+    k: K = 10,
+    json_out: Json = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw size against quality, as PNG")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Make a saved model smaller, and say what that saves and costs."""
+    from .options import compressed, read_file, storage_rules
+    from .recommender import Recommender
+    from .reporting import bills_plot, bills_summary, print_bills, write_json
+
+    if test is None and (json_out or plot):
+        raise ValueError("--json and --plot show quality: give --test FILE to measure it on")
+    rules = storage_rules(int8, int4, rule or [])
+    if not rules and pq is None and prune is None and rank is None:
+        raise ValueError("say how: --int8, --int4, --pq PARTS, --rule PATTERN=KIND, --prune SHARE or --rank COLUMNS")
+    whole = Recommender.load(model)
+    how = {"pq": pq, "dynamic": dynamic, "clip": clip, "prune": prune, "rank": rank}
+    small = whole.with_model(compressed(whole.model, rules, **how))
+    small.save(out)
+    typer.echo(f"saved {out}; it is used as {model} is")
+    if test:
+        from .engine.compression import compare
+
+        held_out = read_file(test, columns, header, missing, duplicates, like=whole.train)
+        names = (model.name, out.name) if model.name != out.name else (str(model), str(out))
+        bills = compare(dict(zip(names, (whole.model, small.model), strict=True)), held_out, train=whole.train, k=k)
+        print_bills(bills)
+        if json_out:
+            write_json(json_out, bills_summary(bills))
+        if plot:
+            bills_plot(bills, plot)
+            typer.echo(f"wrote {plot}")
 
 
 @app.command()

@@ -160,3 +160,53 @@ def _day(time: Any) -> str:
     if 0 < time < 4e9:
         return str(np.datetime64(int(time), "s").astype("datetime64[D]"))
     return f"{time:g}"
+
+
+def storage_rules(int8: bool, int4: bool, rules: Sequence[str]) -> dict[str, Any]:
+    """What `quantize_model` takes: `--rule`s first, then bytes or half bytes for the rest.
+
+    Raises:
+        ValueError: Both of these, or a rule of another form.
+
+    >>> storage_rules(True, False, ["*.table=int4"])
+    {'*.table': 'int4', '*': 'int8'}
+    """
+    if int8 and int4:
+        raise ValueError("give either --int8 or --int4; --rule PATTERN=KIND tells parameters apart")
+    found: dict[str, Any] = {}
+    for rule in rules:
+        pattern, equals, kind = rule.rpartition("=")
+        if not equals or not pattern:
+            raise ValueError(f"--rule {rule!r} must be pattern=kind, such as *.table=int4")
+        found[pattern] = kind
+    return found | ({"*": "int8" if int8 else "int4"} if int8 or int4 else {})
+
+
+def compressed(
+    model: Any,
+    rules: dict[str, Any],
+    *,
+    pq: int | None,
+    dynamic: bool,
+    clip: bool,
+    prune: float | None,
+    rank: int | None,
+) -> Any:
+    """A model truncated, pruned and quantized, as far as each is asked for."""
+    from .engine import compression
+    from .engine.compression.parameters import tables_of
+
+    if rank is not None:
+        model = compression.truncate(model, rank)
+    if prune is not None:
+        model = compression.prune(model, prune)
+    if pq is not None:
+        widths = {name: table.shape[1] for name, table in tables_of(model).items()}
+        fitting = {name: ("product", pq) for name, width in widths.items() if width > pq and width % pq == 0}
+        if not fitting:
+            raise ValueError(f"--pq {pq} divides the width of no table: {widths}")
+        rules = fitting | rules  # a pattern of --rule is not a name, so that it goes on to count for the others
+    if not rules:
+        return model
+    how: dict[str, Any] = {"clip": "search" if clip else "none", "activations": "dynamic" if dynamic else "float"}
+    return compression.quantize_model(model, rules, **how)

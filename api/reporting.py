@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .comparison import Result
+from .engine.compression import Bill
 from .engine.storage import write_atomically
 from .engine.training import Selection
 
@@ -72,6 +74,69 @@ def print_comparison(results: Sequence[Result]) -> None:
 def summary(results: Sequence[Result]) -> dict[str, dict[str, float]]:
     """`{algorithm: {metric: mean, …, "seconds": t}}`."""
     return {r.algorithm: {**r.evaluation.means, "seconds": r.seconds} for r in results}
+
+
+def print_bills(bills: Sequence[Bill]) -> None:
+    """One row a model: what it takes, and what it gives with the change to the first and its 95 % interval."""
+    first = bills[0]
+    table = Table(title=f"{first.evaluation.protocol}, {len(first.evaluation.users):,} users", box=box.SIMPLE_HEAD)
+    names = _shown(first.evaluation.values)
+    table.add_column("model", no_wrap=True, overflow="fold")
+    heads = ["memory", "on disk", *(f"{n:,} user{'s' * (n > 1)}" for n in first.seconds)]
+    for head in heads + [label for name in names for label in (label_of(name), "change")]:
+        table.add_column(head, justify="right", overflow="fold")
+    for bill in bills:
+        cells = [_bytes(bill.memory, first.memory), _bytes(bill.disk, first.disk)]
+        cells += [f"{1000 * seconds:.2f} ms" for seconds in bill.seconds.values()]
+        for name in names:
+            change, half = bill.changes[name]
+            cells += [f"{bill.evaluation.means[name]:.4f}", "" if bill is first else f"{change:+.4f} ± {half:.4f}"]
+        table.add_row(bill.name, *cells)
+    _wide_enough(table).print(table)
+
+
+def bills_summary(bills: Sequence[Bill]) -> dict[str, dict[str, Any]]:
+    """`{model: {"memory": bytes, "disk": bytes, "seconds": {users: t}, metric: mean, "changes": {…}}}`."""
+    return {
+        bill.name: {
+            "memory": bill.memory,
+            "disk": bill.disk,
+            "seconds": {str(n): seconds for n, seconds in bill.seconds.items()},
+            **bill.evaluation.means,
+            "changes": {metric: {"mean": mean, "half_interval": half} for metric, (mean, half) in bill.changes.items()},
+        }
+        for bill in bills
+    }
+
+
+def bills_plot(bills: Sequence[Bill], path: Path) -> None:
+    """Size against quality, with 95 % intervals of the means over users, as PNG.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    figure = new_figure(6.4, 4.2)
+    axes, name = figure.subplots(), _shown(bills[0].evaluation.values)[0]
+    for bill, color in zip(bills, itertools.cycle(COLORS[1:]), strict=False):
+        mean, (low, high) = bill.evaluation.means[name], bill.evaluation.intervals()[name]
+        size = bill.memory / 1e6
+        axes.errorbar(size, mean, [[mean - low], [high - mean]], fmt="o", color=color, capsize=3, label=bill.name)
+    axes.set_xscale("log")
+    axes.set_xlabel("parameters in memory, MB")
+    axes.set_ylabel(label_of(name))
+    axes.legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def _bytes(size: int, whole: int) -> str:
+    """
+    >>> _bytes(1_500_000, 6_000_000), _bytes(820, 820)
+    ('1.5 MB (25.0 %)', '820 B (100.0 %)')
+    """
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit} ({100 * size / whole:.1f} %)"
+    return f"{size} B ({100 * size / whole:.1f} %)"
 
 
 def print_frame(frame: pl.DataFrame) -> None:

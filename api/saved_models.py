@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .engine.compression import QuantizedKernel, QuantizedRows
+from .engine.compression import ProductRows, QuantizedKernel, QuantizedRows
 from .engine.compression.parameters import is_quantized
 from .engine.data import Modalities
 from .engine.factorization import (
@@ -62,6 +62,7 @@ _KINDS = {
         Modalities,
         PairRegression,
         Popularity,
+        ProductRows,
         QuantizedKernel,
         QuantizedRows,
         Random,

@@ -32,7 +32,8 @@ def save_arrays(folder: str | Path, arrays: dict[str, np.ndarray], content: dict
 
     Args:
         folder: Made if it is not there. An existing one must be empty or hold a saved model, which is replaced.
-        arrays: Numbers and text, by name. Floats of 8 and of 16 bits are stored as their bits; text arrays are stored as their UTF-8 bytes and lengths.
+        arrays: Numbers and text, by name. float8_e4m3fn and bfloat16 are stored as their bits, text arrays as their
+            UTF-8 bytes and lengths.
         content: Anything JSON can hold.
 
     Raises:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int32
 from . import embedding_numba, embedding_reference, embedding_updates_numba, lookup_numba
 from .csr import CSR
 from .op import Implementation, Op, dispatch
+from .product_rows import ProductRows
 from .quantized_rows import QuantizedRows, Table, floats_of
 
 Mode = Literal["sum", "mean"]
@@ -29,7 +30,7 @@ def lookup(
     same to the last bit on any number of threads.
 
     Args:
-        table: Rows, float32 or bfloat16; or quantized, which are given as float32, without a gradient.
+        table: Rows, float32 or bfloat16; or quantized, which are given as numbers.
         ids: Rows asked for. A negative one is none and gives zeros; one beyond the table gives NaN.
         implementation: See `kernels.op.dispatch`.
 
@@ -43,7 +44,7 @@ def lookup(
     [[3.0, 4.0], [0.0, 0.0], [nan, nan]]
     """
     _require_ids("ids", ids, ndim=None)
-    if isinstance(table, QuantizedRows):
+    if isinstance(table, ProductRows | QuantizedRows):
         rows = table[jnp.clip(ids, 0, table.shape[0] - 1)]
         ids = ids[..., None]
         return jnp.where(ids < 0, 0.0, jnp.where(ids < table.shape[0], rows, jnp.nan))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from . import quantized_rows_numba, top_k
 from .csr import CSR, nothing_seen
 from .int8 import supports_bytes
 from .op import Implementation, Op, dispatch
+from .product_rows import ProductRows
 
 Kind = Literal["int8", "int4", "float8", "bfloat16"]
 
@@ -25,9 +27,9 @@ class QuantizedRows:
 
     Always true:
 
-    - `codes` is int8 `[n, width]` in [-127, 127]; or uint8 `[n, (width + 1) // 2]` of half bytes: in byte j the low half
-      is column 2 j, the high half column 2 j + 1, both raised by 8, in [1, 15]; a column that is not there is 8, which
-      stands for 0; or float8_e4m3fn or bfloat16 `[n, width]`, finite.
+    - `codes` is int8 `[n, width]` in [-127, 127]; or uint8 `[n, (width + 1) // 2]` of half bytes: in byte j the low
+      half is column 2 j, the high half column 2 j + 1, both raised by 8, in [1, 15]; a column that is not there is 8,
+      which stands for 0; or float8_e4m3fn or bfloat16 `[n, width]`, finite.
     - `scales` is float32 `[n]`, finite and 0 or more.
     - `offsets` is float32 `[n]`, finite, or None for 0.
     - `exact` is float32 `[n, columns]`: further columns as they are, such as biases.
@@ -63,11 +65,7 @@ class QuantizedRows:
             return self
         if isinstance(index, slice):
             return jax.tree.map(lambda leaf: leaf[index], self)
-        flat = index.reshape(-1)
-        values = unpacked(self.codes[flat], self.width).astype(jnp.float32) * self.scales[flat][:, None]
-        if self.offsets is not None:
-            values += self.offsets[flat][:, None]
-        return jnp.concatenate([values, self.exact[flat]], axis=1).reshape(*index.shape, -1)
+        return _rows(self, index)
 
     def floats(self) -> Float[Array, "n columns"]:
         """The table that it stands for."""
@@ -78,18 +76,27 @@ class QuantizedRows:
         return replace(self, exact=jnp.concatenate([self.exact, columns], axis=1))
 
 
+@jax.jit
+def _rows(table: QuantizedRows, ids: Array) -> Array:
+    flat = ids.reshape(-1)
+    values = unpacked(table.codes[flat], table.width).astype(jnp.float32) * table.scales[flat][:, None]
+    if table.offsets is not None:
+        values += table.offsets[flat][:, None]
+    return jnp.concatenate([values, table.exact[flat]], axis=1).reshape(*ids.shape, -1)
+
+
 _KINDS: dict[str, Kind] = {"int8": "int8", "uint8": "int4", "float8_e4m3fn": "float8", "bfloat16": "bfloat16"}
-Table = Float[Array, "n columns"] | QuantizedRows
+Table = Float[Array, "n columns"] | QuantizedRows | ProductRows
 
 
 def floats_of(table: Table) -> Float[Array, "n columns"]:
     """A table as numbers, quantized or not."""
-    return table.floats() if isinstance(table, QuantizedRows) else table
+    return table.floats() if isinstance(table, ProductRows | QuantizedRows) else table
 
 
 def with_columns(table: Table, *columns: Float[Array, " n"]) -> Any:
     """A table with further columns behind, which stay exact."""
-    if not isinstance(table, QuantizedRows):
+    if not isinstance(table, ProductRows | QuantizedRows):
         return jnp.concatenate([table, *(column[:, None] for column in columns)], axis=1)
     return table.with_columns(jnp.stack([column.astype(jnp.float32) for column in columns], axis=1))
 
@@ -136,8 +143,8 @@ def search(
 ) -> tuple[Int32[Array, "batch k"], Float[Array, "batch k"]]:
     """Items with the highest products with queries, which are made bytes as well: sums of products are exact, in int32.
 
-    Args and Returns: As `top_k.search`; but the products with exact columns, the last of the queries, are float32. Codes
-    that are floats are multiplied as float32, and the table is held as that for the time.
+    Args and Returns: As `top_k.search`; but the products with exact columns, the last of the queries, are float32.
+    Codes that are floats are multiplied as float32, and the table is held as that for the time.
 
     Raises:
         ValueError: k below 1 or widths that differ.
@@ -159,11 +166,17 @@ def search(
         seen, seen_rows = nothing_seen(batch)
     exclude = jnp.zeros((batch, 0), jnp.int32) if exclude is None else exclude
     allow = jnp.zeros(0, bool) if allow is None else allow
+    return _search(queries, items, (seen.indptr, seen.indices, seen_rows, exclude, allow), k, implementation)
+
+
+@functools.partial(jax.jit, static_argnames=("k", "implementation"))
+def _search(
+    queries: Array, items: QuantizedRows, masks: tuple[Array, ...], k: int, implementation: Implementation
+) -> tuple[Array, Array]:
     codes, scales = to_bytes(queries[:, : items.width])
     offsets = jnp.zeros(0, jnp.float32) if items.offsets is None else items.offsets
     of_queries = codes, scales, queries[:, items.width :]
     of_items = items.codes, items.scales, offsets, items.exact
-    masks = seen.indptr, seen.indices, seen_rows, exclude, allow
     arguments = map(jnp.asarray, (*of_queries, *of_items, *masks))
     return dispatch(OP, *arguments, implementation=implementation, k=k)
 

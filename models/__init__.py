@@ -39,8 +39,8 @@ __all__ = [
     "pair_ranker",
     "partition_specs",
     "sequence_retriever",
-    "share_blocks",
     "shardings",
+    "share_blocks",
     "shrink",
     "tower_retriever",
 ]

@@ -12,7 +12,6 @@ from ..engine.factorization.algorithm import Algorithm, Info
 from ..engine.training.batches import Batches
 from ..engine.training.gradient_descent import TrainingState, gradient_step, start_training
 
-
 View = Callable[[Any], Any]
 
 

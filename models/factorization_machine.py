@@ -43,7 +43,13 @@ class FactorizationMachine(nnx.Module):
         implementation: Implementation = "auto",
         rngs: nnx.Rngs,
     ):
-        table = {"init_std": init_std, "sharing": sharing, "dtype": dtype, "param_dtype": param_dtype, "implementation": implementation}
+        table = {
+            "init_std": init_std,
+            "sharing": sharing,
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "implementation": implementation,
+        }
         self.embedding = FieldEmbedding(sizes, width + 1, **table, rngs=rngs)  # the last column: the weights
         self.bias = nnx.Param(jnp.zeros((), param_dtype))
 

@@ -80,7 +80,7 @@ class HSTU(nnx.Module):
 
     Args:
         n_items: Items there are.
-        width, length, blocks, heads, dropout, init_std, sharing, fusion: See `SASRec`.
+        width, length, blocks, heads, dropout, init_std, sharing, products, fusion: See `SASRec`.
         inner: Width of queries, keys and values of a head; `width / heads` if None.
         times: Whether the time between two events counts; sequences have timestamps then.
         normalize: Whether vectors of places and items have length 1: the product is a cosine then, and the loss wants a
@@ -115,6 +115,7 @@ class HSTU(nnx.Module):
         dropout: float = 0.2,
         init_std: float = 0.02,
         sharing: Sharing | None = None,
+        products: tuple[int, int] | None = None,
         fusion: FusionSettings | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
@@ -130,7 +131,9 @@ class HSTU(nnx.Module):
             raise ValueError(f"{dropout=} must be in [0, 1)")
         inner = width // heads if inner is None else inner
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
-        self.items = ItemVectors(n_items, width, init_std=init_std, sharing=sharing, fusion=fusion, **shared)
+        self.items = ItemVectors(
+            n_items, width, init_std=init_std, sharing=sharing, products=products, fusion=fusion, **shared
+        )
         self.positions = nnx.Param(init_std * jax.random.normal(rngs.params(), (length, width), param_dtype))
         layer = {"times": times, "dropout": dropout, **shared}
         self.layers = nnx.List(HSTULayer(width, length, heads, inner, **layer) for _ in range(blocks))
@@ -167,10 +170,10 @@ class HSTU(nnx.Module):
             x = layer(x, segments, times, own, maps)
         return _unit(x) if self.normalize else x
 
-    def item_table(self, table: Float[Array, "n_items width"] | None = None) -> Table:
+    def item_table(self, table: Table | None = None) -> Table:
         """Vectors of the items, that places are multiplied with; see `SASRec`."""
-        table = self.items.table() if table is None else table
-        return _unit(floats_of(table)) if self.normalize else table
+        found = self.items.table() if table is None else table
+        return _unit(floats_of(found)) if self.normalize else found
 
     def item_bias(self) -> Float[Array, " n_items"] | None:
         """What is added to the scores."""

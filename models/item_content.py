@@ -8,14 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse.linalg
 from flax import nnx
 
+from ..engine.compression import CompressionError, codes_by_order
 from ..engine.data.interactions import Interactions
 from ..engine.data.modalities import Modalities, item_modalities
 from ..engine.data.sequences import Sequences
 from ..engine.errors import FeatureError, InteractionError
 from .fusion import FusionTransformer
-from .item_vectors import ITEM
+from .item_vectors import CODES, ITEM
 
 
 def content_of_items(
@@ -68,3 +70,22 @@ def with_item_ids(modalities: Modalities | None, met: np.ndarray) -> Modalities 
         return None
     ids = np.where(met, np.arange(len(met)), -1).astype(np.int32)[:, None]
     return modalities._replace(inputs={**modalities.inputs, ITEM: jnp.asarray(ids)})
+
+
+def with_codes(modalities: Modalities | None, x: Sequences, parts: int, n_codes: int) -> Modalities:
+    """The same with what vectors of items are put together from: items of the same users have codes near each other.
+
+    Raises:
+        CompressionError: More parts than singular vectors.
+
+    Source: Petrov, Macdonald 2024, "RecJPQ: Training Large-Catalogue Sequential Recommenders".
+    """
+    users = np.repeat(np.arange(x.n_users), x.lengths)
+    met: Any = scipy.sparse.coo_matrix((np.ones(len(x), np.float64), (x.items, users)), (x.n_items, x.n_users)).tocsr()
+    met.data[:] = 1.0
+    if parts >= min(met.shape):
+        raise CompressionError(f"{parts=} must be below the {min(met.shape)} singular vectors of these data")
+    start = np.random.default_rng(0).normal(size=min(met.shape))
+    found: Any = scipy.sparse.linalg.svds(met, parts, v0=start)
+    codes = {CODES: jnp.asarray(codes_by_order(found[0], n_codes))}
+    return Modalities(codes, {}) if modalities is None else modalities._replace(inputs={**modalities.inputs, **codes})

@@ -15,11 +15,12 @@ from ..engine.data.modalities import Modalities
 from ..engine.training.checking import check_ids
 from ..kernels.embedding import lookup
 from ..kernels.op import Implementation
+from ..kernels.product_rows import ProductRows
 from ..kernels.quantized_rows import Table, floats_of
 from .fusion import FusionSettings, FusionTransformer
 from .layers import FieldEmbedding, Sharing
 
-ITEM = "item"  # among modalities, the id of the item itself
+ITEM, CODES = "item", "codes"  # among modalities, the id of the item itself, and what it is put together from
 _AT_ONCE = 4096  # items that are fused together
 
 
@@ -34,6 +35,8 @@ class ItemVectors(nnx.Module):
         marks: Further ids, from `n_items` on, that are no items, such as a mask.
         fusion: Settings of a `FusionTransformer` for the content; None for none.
         sharing: Of rows among ids; see `layers.FieldEmbedding`.
+        products: In place of a row for each id, `(parts, n_codes)`: a vector is put together from so many parts, each
+            one of so many, which the "codes" among modalities choose; see `compression.codes_by_order`.
         init_std: Standard deviation of the first vectors of a table.
         dtype, param_dtype, implementation: See `layers.Linear`.
         rngs: Random numbers.
@@ -51,23 +54,25 @@ class ItemVectors(nnx.Module):
         fusion: FusionSettings | None = None,
         init_std: float = 0.02,
         sharing: Sharing | None = None,
+        products: tuple[int, int] | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         implementation: Implementation = "auto",
         rngs: nnx.Rngs,
     ):
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
-        together = marks if sharing is None else 0
-        self.embedding = FieldEmbedding([n_items + together], width, init_std=init_std, sharing=sharing, **shared)
+        own, alone = {"init_std": init_std, **shared}, sharing is not None or products is not None
+        table = FieldEmbedding([n_items if alone else n_items + marks], width, sharing=sharing, **own)
+        self.embedding = table if products is None else None
+        parts = None if products is None else _centroids(width, *products, rngs.params(), param_dtype)
+        self.centroids = None if parts is None else nnx.Param(init_std * parts)
         # A mark that shared its row would be taken for an item.
-        self.mark = FieldEmbedding([marks], width, init_std=init_std, **shared) if marks > together else None
+        self.mark = FieldEmbedding([marks], width, **own) if marks and alone else None
         self.fusion = None if fusion is None else FusionTransformer(**dict(fusion), width=width, **shared)
         self.n_items, self.width, self.marks = n_items, width, marks
         self.implementation: Implementation = implementation
 
-    def __call__(
-        self, items: Int32[Array, "*batch"], table: Float[Array, "n_items width"] | None = None
-    ) -> Float[Array, "*batch width"]:
+    def __call__(self, items: Int32[Array, "*batch"], table: Table | None = None) -> Float[Array, "*batch width"]:
         """Vectors of items and marks, 0 for -1.
 
         Args:
@@ -78,21 +83,26 @@ class ItemVectors(nnx.Module):
             InteractionError: An id that is none, where ids are concrete; in a trace its vector is NaN.
             ValueError: No table where one is needed.
         """
-        if self.fusion is None and self.mark is None:
-            return self.embedding.of_field(0, items)
-        if table is None:
-            if self.fusion is not None:
-                raise ValueError("the vectors of these items are made of their content: give those of all, as a table")
-            table = self.table()
-        n = self.n_items + self.marks
-        check_ids("ids", items, n)
-        marks = self.embedding.table[...][self.n_items : n] if self.mark is None else self.mark.whole_field(0)
-        table = jnp.concatenate([floats_of(table), floats_of(marks).astype(table.dtype)])
-        return lookup(table, jnp.asarray(items, jnp.int32), implementation=self.implementation)
+        embedding: Any = self.embedding
+        if table is None and not self.needs_modalities and self.mark is None:
+            return embedding.of_field(0, items)
+        if table is None and self.needs_modalities:
+            raise ValueError("the vectors of these items are made of their modalities: give those of all, as a table")
+        vectors = self.table() if table is None else table
+        check_ids("ids", items, self.n_items + self.marks)
+        if self.marks:
+            place = jnp.arange(self.marks, dtype=jnp.int32)
+            marks = embedding.of_field(0, self.n_items + place) if self.mark is None else self.mark.of_field(0, place)
+            vectors = floats_of(vectors)
+            vectors = jnp.concatenate([vectors, marks.astype(vectors.dtype)])
+        return lookup(vectors, jnp.asarray(items, jnp.int32), implementation=self.implementation)
 
-    def table(
-        self, modalities: Modalities | None = None, *, key: PRNGKeyArray | None = None
-    ) -> Table:
+    @property
+    def needs_modalities(self) -> bool:
+        """Whether `table` is made of modalities."""
+        return self.fusion is not None or self.centroids is not None
+
+    def table(self, modalities: Modalities | None = None, *, key: PRNGKeyArray | None = None) -> Table:
         """Vectors of all items; with a key there is dropout where they have content, of which ids are left out as well.
 
         Args:
@@ -103,9 +113,13 @@ class ItemVectors(nnx.Module):
         Raises:
             ValueError: Modalities missing, or where none are read, or not a row for each item.
         """
-        if (modalities is None) != (self.fusion is None):
-            raise ValueError(f"the model was made to read {'no ' if self.fusion is None else ''}modalities of items")
-        own = self.embedding.whole_field(0)[: self.n_items]
+        if (modalities is None) == self.needs_modalities:
+            raise ValueError(f"the model was made to read {'' if self.needs_modalities else 'no '}modalities of items")
+        if self.centroids is not None and modalities is not None:
+            own = ProductRows(modalities.inputs[CODES], self.centroids[...], jnp.zeros((self.n_items, 0)))
+        else:
+            embedding: Any = self.embedding
+            own = embedding.whole_field(0)[: self.n_items]
         if self.fusion is None or modalities is None:
             return own
         for name, array in {**modalities.inputs, **modalities.where}.items():
@@ -113,12 +127,20 @@ class ItemVectors(nnx.Module):
                 raise ValueError(f"modality {name!r} has {array.shape[0]} rows for {self.n_items} items")
         own = floats_of(own)
         fusion, known = self.fusion, modalities.inputs[ITEM] >= 0
-        content = modalities._replace(inputs={k: v for k, v in modalities.inputs.items() if k != ITEM})
+        content = modalities._replace(inputs={k: v for k, v in modalities.inputs.items() if k not in (ITEM, CODES)})
         if key is not None:
             key, of_ids = jax.random.split(key)
             known &= ~jax.random.bernoulli(of_ids, fusion.modality_dropout, known.shape)
         found = by_parts(lambda part, own: fused(fusion, part, own), content, self.n_items, key)
         return jnp.where(known, own.astype(found.dtype), 0) + found
+
+
+def _centroids(width: int, parts: int, n_codes: int, key: PRNGKeyArray, dtype: Any) -> Array:
+    if not 0 < parts <= width or width % parts:
+        raise ValueError(f"products of {parts} parts must divide {width=}")
+    if not 2 <= n_codes <= 256:
+        raise ValueError(f"products of {n_codes} codes must be of 2 to 256")
+    return jax.random.normal(key, (parts, n_codes, width // parts), dtype)
 
 
 def fused(fusion: FusionTransformer, modalities: Modalities, key: PRNGKeyArray | None) -> Array:

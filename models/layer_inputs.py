@@ -31,7 +31,7 @@ def inputs_of_layers(model: Any, examples: Iterable[Any]) -> dict[str, LayerInpu
     >>> from affinax.models import MLP
     >>> network = MLP([3], width=2, hidden=[4], rngs=nnx.Rngs(0))
     >>> seen = inputs_of_layers(network, [jnp.array([[0], [2]])])
-    >>> {name: (found.count, found.gramian.shape) for name, found in seen.items()}
+    >>> {name: (found.examples, found.gramian.shape) for name, found in seen.items()}
     {'network.layers.0': (2, (2, 2)), 'network.layers.1': (2, (4, 4))}
     """
     network = jax.tree.map(lambda leaf: leaf, parameters_of(model))  # a copy, whose layers watch

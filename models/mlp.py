@@ -51,7 +51,9 @@ class MLP(nnx.Module):
         if not len(sizes) and numbers < 1:
             raise ValueError(f"{sizes=} and {numbers=}: a network needs ids or numbers")
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
-        self.embedding = FieldEmbedding(sizes, width, init_std=init_std, sharing=sharing, **shared) if len(sizes) else None
+        self.embedding = (
+            FieldEmbedding(sizes, width, init_std=init_std, sharing=sharing, **shared) if len(sizes) else None
+        )
         self.numbers = numbers
         self.network = Dense([len(sizes) * width + numbers, *hidden, 1], dropout=dropout, linear_end=True, **shared)
 

@@ -17,9 +17,10 @@ from ..engine.training import losses
 from ..engine.training.batches import Batches
 from ..engine.training.sequence_windows import Layout, Windows, sequence_batches
 from ..kernels.cross_entropy import cross_entropy
+from ..kernels.quantized_rows import floats_of
 from .descent import View, network_algorithm, require_positive
 from .fusion import Fusion
-from .item_content import checked_fusion, content_of_items, with_item_ids
+from .item_content import checked_fusion, content_of_items, with_codes, with_item_ids
 from .item_vectors import ITEM
 from .trained import Blueprint, SequenceNetwork, rows_of
 
@@ -125,6 +126,8 @@ def sequence_retriever(
         met = np.bincount(read, minlength=x.n_items) > 0
         modalities, fused = content_of_items(x, content, met, of_fusion)
         plan = Blueprint.of(network, n_items=x.n_items, **settings, **fused)
+        if "products" in settings and settings["products"] is not None:
+            modalities = with_codes(modalities, x, *settings["products"])
         modalities = with_item_ids(modalities, met)
         return SequenceNetwork(plan.build(key), plan, *rows_of(x, probe.times), modalities=modalities)
 
@@ -136,10 +139,8 @@ def sequence_retriever(
         vectors = met = None
         if "modalities" in batch:
             key, own = jax.random.split(key)
-            vectors, met = (
-                network.items.table(batch["modalities"], key=own),
-                batch["modalities"].inputs[ITEM][:, 0] >= 0,
-            )
+            vectors = floats_of(network.items.table(batch["modalities"], key=own))
+            met = batch["modalities"].inputs[ITEM][:, 0] >= 0
         rows = {name: batch[name] for name in ("segments", "positions")}
         hidden = network(batch["items"], **rows, table=vectors, key=key, **more)
         hidden, labels = hidden.reshape(-1, hidden.shape[-1]) / temperature, batch["targets"].reshape(-1)

@@ -30,6 +30,7 @@ class SASRec(nnx.Module):
         share: Whether all blocks have the same parameters.
         init_std: Standard deviation of the first vectors of items.
         sharing: Of rows among items; see `layers.FieldEmbedding`.
+        products: Of parts in place of rows; see `ItemVectors`.
         fusion: Settings of a `FusionTransformer` that makes the vectors of the items; see `ItemVectors`.
         dtype, param_dtype, implementation: See `layers.Linear`.
         rngs: Random numbers.
@@ -60,6 +61,7 @@ class SASRec(nnx.Module):
         dropout: float = 0.1,
         init_std: float = 0.02,
         sharing: Sharing | None = None,
+        products: tuple[int, int] | None = None,
         fusion: FusionSettings | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
@@ -67,7 +69,9 @@ class SASRec(nnx.Module):
         rngs: nnx.Rngs,
     ):
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
-        self.items = ItemVectors(n_items, width, init_std=init_std, sharing=sharing, fusion=fusion, **shared)
+        self.items = ItemVectors(
+            n_items, width, init_std=init_std, sharing=sharing, products=products, fusion=fusion, **shared
+        )
         self.encoder = Encoder(
             width,
             length,
@@ -112,7 +116,7 @@ class SASRec(nnx.Module):
         vectors = self.items(items, table) * self.items.width**0.5
         return self.encoder(vectors, segments, positions, key=key, maps=maps)
 
-    def item_table(self, table: Float[Array, "n_items width"] | None = None) -> Table:
+    def item_table(self, table: Table | None = None) -> Table:
         """Vectors of the items, that places are multiplied with: those of `table`, where they are fused."""
         return self.items.table() if table is None else table
 
@@ -126,7 +130,8 @@ class BERT4Rec(nnx.Module):
 
     Args:
         n_items: Items there are; the mask is item `n_items`.
-        width, length, blocks, heads, head_width, norm, positions, share, dropout, init_std, sharing, fusion: See `SASRec`.
+        width, length, blocks, heads, head_width, norm, positions, share, dropout: See `SASRec`, and so
+        init_std, sharing, products, fusion: See `SASRec`.
         hidden: Width between the dense layers of a block; four times `width` if None.
         dtype, param_dtype, implementation: See `layers.Linear`.
         rngs: Random numbers.
@@ -157,6 +162,7 @@ class BERT4Rec(nnx.Module):
         dropout: float = 0.1,
         init_std: float = 0.02,
         sharing: Sharing | None = None,
+        products: tuple[int, int] | None = None,
         fusion: FusionSettings | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
@@ -164,7 +170,9 @@ class BERT4Rec(nnx.Module):
         rngs: nnx.Rngs,
     ):
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
-        self.items = ItemVectors(n_items, width, marks=1, init_std=init_std, sharing=sharing, fusion=fusion, **shared)
+        self.items = ItemVectors(
+            n_items, width, marks=1, init_std=init_std, sharing=sharing, products=products, fusion=fusion, **shared
+        )
         self.begin = layer_norm(width, dtype, param_dtype, rngs)
         self.encoder = Encoder(
             width,
@@ -201,7 +209,7 @@ class BERT4Rec(nnx.Module):
         x = self.encoder(self.begin(self.items(items, table)), segments, positions, key=key, maps=maps)
         return self.end(jax.nn.gelu(self.projection(x)))
 
-    def item_table(self, table: Float[Array, "n_items width"] | None = None) -> Table:
+    def item_table(self, table: Table | None = None) -> Table:
         """Vectors of the items, that places are multiplied with: those of `table`, where they are fused."""
         return self.items.table() if table is None else table
 

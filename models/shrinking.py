@@ -37,8 +37,8 @@ def shrink(
         hidden: Width between dense layers, as in the network's own settings: neurons are left whose weights are the
             largest, both those that they are computed by and those that they are multiplied with.
         heads: Of each attention, for `SASRec` and `BERT4Rec` as are all that follow: those whose values are.
-        head_width: Of the vectors of a head: products of queries with keys, and of values with what is made of them, are
-            those of the nearest matrices of this rank.
+        head_width: Of the vectors of a head: products of queries with keys, and of values with what is made of them,
+            are those of the nearest matrices of this rank.
         width: Of the vectors: the dimensions in which the items' are the largest are left.
         blocks: How many, the first ones.
         inputs: What `inputs_of_layers` saw of the model: then neurons count by the root mean square of what they give.
@@ -47,8 +47,8 @@ def shrink(
         A model of the same type, without the state of its optimizer, whose `blueprint` has the new sizes.
 
     Raises:
-        CompressionError: A model without a network, nothing to be made smaller or a size that is not below what there is,
-            a size that this network does not have, quantized parameters, or inputs of other layers.
+        CompressionError: A model without a network, nothing to be made smaller or a size that is not below what there
+            is, a size that this network does not have, quantized parameters, or inputs of other layers.
 
     Source: neurons, Li et al. 2017, "Pruning Filters for Efficient ConvNets"; heads, Michel et al. 2019, "Are Sixteen
     Heads Really Better than One?"; ranks, Eckart, Young 1936, "The approximation of one matrix by another of lower
@@ -164,7 +164,9 @@ def _hidden_of(dense: Dense, hidden: int | Sequence[int], network: str) -> list[
 def _fewer_neurons(name: str, dense: Dense, sizes: list[int], inputs: Mapping[str, LayerInputs] | None) -> None:
     for number, size in enumerate(sizes):
         first, second = dense.layers[number], dense.layers[number + 1]
-        kernel, bias, after = (np.asarray(array[...], np.float32) for array in (first.kernel, first.bias, second.kernel))
+        kernel, bias, after = (
+            np.asarray(array[...], np.float32) for array in (first.kernel, first.bias, second.kernel)
+        )
         reach = np.sqrt((kernel**2).sum(axis=0) + bias**2)
         if inputs is not None:
             layer = f"{name}.layers.{number + 1}"
@@ -199,7 +201,9 @@ def _smaller_heads(attention: SelfAttention, heads: int | None, head_width: int 
     if head_width is not None:
         _below("head_width", head_width, inner)
         if attention.rotary:
-            raise CompressionError("rotary positions turn pairs of numbers, which a smaller head_width would tear apart")
+            raise CompressionError(
+                "rotary positions turn pairs of numbers, which a smaller head_width would tear apart"
+            )
         small = np.empty((*weights.shape[:3], head_width))
         last = np.empty((after.shape[0], head_width, after.shape[2]))
         # Queries are divided by the root of the width, which is another now.
@@ -211,9 +215,7 @@ def _smaller_heads(attention: SelfAttention, heads: int | None, head_width: int 
         weights, after = small, last
     flat = jnp.asarray(weights.reshape(weights.shape[0], -1), attention.inputs.kernel.dtype)
     attention.inputs.kernel, attention.inputs.bias = nnx.Param(flat[:-1]), nnx.Param(flat[-1])
-    attention.output.kernel = nnx.Param(
-        jnp.asarray(after.reshape(-1, after.shape[2]), attention.output.kernel.dtype)
-    )
+    attention.output.kernel = nnx.Param(jnp.asarray(after.reshape(-1, after.shape[2]), attention.output.kernel.dtype))
 
 
 def _nearest(a: np.ndarray, b: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
@@ -226,6 +228,8 @@ def _nearest(a: np.ndarray, b: np.ndarray, rank: int) -> tuple[np.ndarray, np.nd
 def _narrower(network: Any, width: int, n_items: int) -> Any:
     """Every axis that is the width of the vectors, cut to the dimensions that count."""
     there = network.items.width
+    if network.items.embedding is None or network.items.fusion is not None or network.items.mark is not None:
+        raise CompressionError("width: the vectors of these items are put together, and are no rows of one table")
     _below("width", width, there)
     kept = _largest(np.linalg.norm(np.asarray(network.items.embedding.table[...][:n_items], np.float32), axis=0), width)
 

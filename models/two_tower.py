@@ -13,7 +13,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..engine.data.modalities import Modalities
 from ..kernels.csr import CSR
-from ..kernels.embedding import bag
 from ..kernels.op import Implementation
 from .fusion import FusionSettings, FusionTransformer
 from .item_vectors import fused
@@ -184,7 +183,9 @@ class TwoTower(nnx.Module):
 def _begin(name: str, embedding: FieldEmbedding, start: Array) -> None:
     """Sets the vectors of the first field."""
     if embedding.sharing is not None:
-        raise ValueError(f"{name}: ids that share rows have no vectors of their own to begin with ({embedding.sharing=})")
+        raise ValueError(
+            f"{name}: ids that share rows have no vectors of their own to begin with ({embedding.sharing=})"
+        )
     table = embedding.table[...]
     expected = (embedding.sizes[0], table.shape[1])
     if start.shape != expected:

@@ -98,8 +98,8 @@ def test_floats_of_fewer_bits(kind, error):
     least = np.asarray(rows.scales)[:, None] * 2.0**-9 * (kind == "float8")  # the step of codes next to 0
     assert (np.abs(found - TABLE) <= np.maximum(error * np.abs(TABLE), least)).all()
     assert np.abs(found - TABLE).max() > 0
-    ids, scores = top_k(TABLE[:3], rows, 4)
-    expected, same = top_k(TABLE[:3], found, 4)
+    ids, scores = top_k(jnp.asarray(TABLE[:3]), rows, 4)
+    expected, same = top_k(jnp.asarray(TABLE[:3]), jnp.asarray(found), 4)
     np.testing.assert_array_equal(ids, expected)
     np.testing.assert_array_equal(scores, same)
 

@@ -11,15 +11,17 @@ from ...kernels.quantized_kernel import Activations, QuantizedKernel
 from ..errors import CompressionError
 from .layer_inputs import LayerInputs
 from .parameters import chosen, compressible, is_kernel, is_quantized, parameters_of, replaced, with_parameters
+from .product_codes import quantize_products
 from .quantization import Clip, Kind, quantize
 from .second_order import rounded_by_inputs
 
+Storage = Kind | tuple[Literal["product"], int]
 Rounding = Literal["nearest", "inputs"]
 
 
 def quantize_model(
     model: Any,
-    rules: Kind | Mapping[str, Kind] = "int8",
+    rules: Storage | Mapping[str, Storage] = "int8",
     *,
     symmetric: bool = True,
     clip: Clip = "none",
@@ -27,14 +29,15 @@ def quantize_model(
     rounding: Rounding = "nearest",
     inputs: Mapping[str, LayerInputs] | None = None,
 ) -> Any:
-    """A trained model whose tables of vectors and matrices of dense layers are in fewer bits, and which answers as before.
+    """A trained model with its tables of vectors and matrices of dense layers in fewer bits, which answers as before.
 
     It is of the same type, without the state of its optimizer; all that is no such table or matrix, biases among it,
     stays as it is.
 
     Args:
         model: `Factors`, a network of `affinax.models`, or a model that has one.
-        rules: What each is stored as, by patterns of names, the first that matches; or one for all. See `quantize`.
+        rules: What each is stored as, by patterns of names, the first that matches; or one for all. See `quantize`;
+            ("product", 8) is for tables alone, by `quantize_products` in as many parts.
         symmetric, clip: See `quantize`.
         activations: What the inputs of dense layers are multiplied as: "float" saves bytes alone; by "dynamic", or
             "static" with the reach that `inputs` have, the products are of bytes.
@@ -63,14 +66,16 @@ def quantize_model(
         raise ValueError(f"{rounding=} must be one of {get_args(Rounding)}")
     parameters = parameters_of(model)
     among = compressible(parameters)
-    storage = chosen(among, rules)
+    storage: dict[str, Any] = chosen(among, rules)
     new = {}
     for name, kind in storage.items():
         leaf = among[name]
         if is_quantized(leaf):
             raise CompressionError(f"{name} is quantized already; dequantize the model first")
         try:
-            if not is_kernel(name):
+            if isinstance(kind, tuple):
+                new[name] = _products(name, leaf, kind)
+            elif not is_kernel(name):
                 new[name] = _smaller(quantize(leaf, kind, symmetric=symmetric, clip=clip), leaf)
             else:
                 seen = _inputs_of(name, inputs, activations == "static" or rounding == "inputs")
@@ -78,6 +83,14 @@ def quantize_model(
         except CompressionError as error:
             raise CompressionError(f"{name}: {error}") from None
     return with_parameters(model, replaced(parameters, new))
+
+
+def _products(name: str, table: Any, kind: tuple[str, int]) -> Any:
+    if len(kind) != 2 or kind[0] != "product":
+        raise CompressionError(f'{kind} must be ("product", parts)')
+    if is_kernel(name):
+        raise CompressionError("products are for tables of vectors, and not for matrices of dense layers")
+    return _smaller(quantize_products(table, kind[1], min(256, table.shape[0])), table)
 
 
 def _kernel(
@@ -108,7 +121,9 @@ def _inputs_of(name: str, inputs: Mapping[str, LayerInputs] | None, needed: bool
         return None
     layer = name.rpartition(".")[0]
     if not inputs:
-        raise CompressionError("static activations and rounding by inputs need inputs: those of models.inputs_of_layers")
+        raise CompressionError(
+            "static activations and rounding by inputs need inputs: those of models.inputs_of_layers"
+        )
     if layer not in inputs:
         raise CompressionError(f"no input of {layer} was seen; inputs are there of {', '.join(sorted(inputs))}")
     return inputs[layer]

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
+from ...kernels.product_rows import ProductRows
 from ...kernels.quantized_kernel import QuantizedKernel
 from ...kernels.quantized_rows import QuantizedRows
 from ..errors import CompressionError
@@ -46,7 +47,7 @@ def replaced(parameters: Any, new: Mapping[str, Any]) -> Any:
 
 def is_quantized(leaf: Any) -> bool:
     """Whether it is an array in fewer bits."""
-    return isinstance(leaf, QuantizedRows | QuantizedKernel)
+    return isinstance(leaf, ProductRows | QuantizedKernel | QuantizedRows)
 
 
 def compressible(parameters: Any) -> dict[str, Any]:
@@ -58,13 +59,18 @@ def compressible(parameters: Any) -> dict[str, Any]:
     }
 
 
+def tables_of(model: Any) -> dict[str, Any]:
+    """The tables of vectors of a model, by name."""
+    return {name: leaf for name, leaf in compressible(parameters_of(model)).items() if not is_kernel(name)}
+
+
 def is_kernel(name: str) -> bool:
     """Whether that is a matrix `[n_in, n_out]` of a dense layer, as flax calls it, and no table of rows."""
     return name.rpartition(".")[2] == KERNEL
 
 
 def chosen(names: Iterable[str], rules: T | Mapping[str, T]) -> dict[str, T]:
-    """What the rules say of each name, of which the first pattern that it matches counts; names without one are not in it.
+    """What the rules say of each name, by the first pattern that it matches; names that match none are left out.
 
     Args:
         names: Of parameters.

@@ -50,7 +50,8 @@ def keep_zeros() -> optax.GradientTransformation:
         new = {name: jnp.where(kept, every[name], 0) for name, kept in state.kept.items()}
         return replaced(updates, new), state._replace(step=state.step + 1)
 
-    return optax.GradientTransformation(init, update)
+    steps: Any = init, update
+    return optax.GradientTransformation(*steps)
 
 
 def prune_gradually(
@@ -103,4 +104,5 @@ def prune_gradually(
         new = {name: jnp.where(mask, moves[name], -now[name]) for name, mask in kept.items()}
         return replaced(updates, new), PruningState(kept, step)
 
-    return optax.GradientTransformation(init, update)
+    steps: Any = init, update
+    return optax.GradientTransformation(*steps)

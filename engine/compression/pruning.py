@@ -37,12 +37,12 @@ def prune(
             square of what they are multiplied with.
 
     Raises:
-        CompressionError: A share out of range, nothing to prune, a pattern that matches nothing, quantized or not finite
-            parameters, or inputs of other layers.
+        CompressionError: A share out of range, nothing to prune, a pattern that matches nothing, parameters that are
+            quantized or not finite, or inputs of other layers.
         ValueError: An unknown choice.
 
-    Source: Han et al. 2015, "Learning both Weights and Connections for Efficient Neural Networks"; with inputs and among
-    those of an output, Sun et al. 2024, "A Simple and Effective Pruning Approach for Large Language Models" (Wanda).
+    Source: Han et al. 2015, "Learning both Weights and Connections for Efficient Neural Networks"; with inputs and
+    among those of an output, Sun et al. 2024, "A Simple and Effective Pruning Approach for Large Language Models".
 
     >>> from affinax.engine.factorization import Factors
     >>> model = Factors(jnp.ones((1, 4)), jnp.array([[4.0, -0.1, 2.0, 0.3], [1.0, 0.2, -3.0, 5.0]]))
@@ -63,7 +63,9 @@ def prune(
             kept = jnp.split(largest(together, part), ends[:-1])
             cut |= {name: mask.reshape(scores[name].shape) for name, mask in zip(names, kept, strict=True)}
     elif among == "layer":
-        cut = {name: largest(scores[name].reshape(-1), part).reshape(leaf.shape) for name, (leaf, part) in shares.items()}
+        cut = {
+            name: largest(scores[name].reshape(-1), part).reshape(leaf.shape) for name, (leaf, part) in shares.items()
+        }
     else:
         cut = {}
         for name, (_, part) in shares.items():

@@ -62,7 +62,7 @@ def quantize(
         raise ValueError(f"{kind=} must be one of {get_args(Kind)}")
     if clip not in get_args(Clip):
         raise ValueError(f"{clip=} must be one of {get_args(Clip)}")
-    _check(table, exact)
+    checked_table(table, exact)
     table = jnp.asarray(table, jnp.float32)
     rows, kept = jnp.split(table, [table.shape[1] - exact], axis=1)
     most, width = _GREATEST[kind], rows.shape[1]
@@ -107,9 +107,10 @@ def dequantize(quantized: Any) -> Any:
     return structure.unflatten([leaf.floats() if is_quantized(leaf) else leaf for leaf in leaves])
 
 
-def _check(table: Any, exact: int) -> None:
-    if isinstance(table, QuantizedRows):
-        raise CompressionError(f"these rows are {table.kind} already; dequantize them first")
+def checked_table(table: Any, exact: int) -> None:
+    """Raises CompressionError for what is no table of finite numbers, or is quantized."""
+    if is_quantized(table):
+        raise CompressionError(f"these rows are {getattr(table, 'kind', 'quantized')} already; dequantize them first")
     if table.ndim != 2 or not table.size:
         raise CompressionError(f"a table of shape {list(table.shape)} has no rows of numbers")
     if not 0 <= exact < table.shape[1]:

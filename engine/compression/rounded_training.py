@@ -43,7 +43,8 @@ def rounded(
 
     def view(parameters: Any) -> Any:
         among, new = compressible(parameters), {}
-        for name, kind in chosen(among, rules).items():
+        kinds: dict[str, Any] = chosen(among, rules)
+        for name, kind in kinds.items():
             leaf = among[name]
             if is_quantized(leaf):
                 raise CompressionError(f"{name} is quantized, which leaves nothing to train")

@@ -54,11 +54,11 @@ class Factors(NamedTuple):
     The state of ALS and a model at once; its hyper-parameters are leaves, so that `vmap` trains a grid. `slots` is what
     the optimizer of a minibatch remembers of each user and of each item, which no score needs.
 
-    `users` and `items` are `[n_users, rank]` and `[n_items, rank]`, of numbers or, for answers alone, quantized.
+    For answers alone, `users` and `items` may be what `compression.quantize_model` makes of them.
     """
 
-    users: Table
-    items: Table
+    users: Float[Array, "n_users rank"]
+    items: Float[Array, "n_items rank"]
     user_bias: Float[Array, " n_users"] | None = None
     item_bias: Float[Array, " n_items"] | None = None
     mean: Float[Array, ""] | None = None

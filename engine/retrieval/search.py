@@ -183,7 +183,7 @@ def top_k(
 
     Args:
         queries: Query vectors.
-        items: Item vectors, or what `compression.quantize` makes of them.
+        items: Item vectors, or what `compression` makes of them; codes of `quantize_products` are numbers for the time.
         k: How many, at least 1.
         seen: As in `recommend`; with
         rows: the row of `seen` that belongs to each query, in order if None.
@@ -198,7 +198,8 @@ def top_k(
         InteractionError, ValueError: As `recommend`.
     """
     queries = jnp.asarray(queries, jnp.float32)
-    items = items if isinstance(items, QuantizedRows) else jnp.asarray(items, jnp.float32)
+    if not isinstance(items, QuantizedRows):
+        items = jnp.asarray(floats_of(items), jnp.float32)
     filters = checked_filters(queries.shape[0], items.shape[0], seen, rows, exclude, allow)
     if filters.among is not None:
         return best_among(queries, items, k, filters)
@@ -264,7 +265,8 @@ def similar_items(
         return recommend(model, each[:-1], k, history=one_hot, exclude=own, allow=allow)
     if isinstance(model, SparseModel):
         raise ValueError(f"{type(model).__name__} compares users and has no item-item weights")
-    table = jnp.asarray(floats_of(model.items if hasattr(model, "items") else model.item_table()), jnp.float32)
+    vectors = getattr(model, "items", None)
+    table = jnp.asarray(floats_of(model.item_table() if vectors is None else vectors), jnp.float32)
     if metric == "cosine":
         norms = jnp.linalg.norm(table, axis=1, keepdims=True)
         table = table / jnp.where(norms > 0, norms, 1.0)
