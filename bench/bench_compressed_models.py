@@ -1,0 +1,229 @@
+"""Trained models made smaller: bytes, time of an answer, and what it costs in quality, on held-out data.
+
+SASRec on ML-1M is taken from `.runs/`, where `bench_sequences.py::test_sasrec_on_movielens` leaves it; what is trained
+on, is so on all but the last two items of each user, of which the first validates and the second tests.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from affinax import models
+from affinax.engine.compression import (
+    Bill,
+    compare,
+    keep_zeros,
+    prune,
+    prune_gradually,
+    quantize_model,
+    zeros_of,
+)
+from affinax.engine.data import Interactions, Sequences
+from affinax.engine.evaluation import evaluate
+from affinax.engine.factorization import fit
+from affinax.engine.retrieval import recommend, with_history
+
+from .measure import take_turns
+from .record import RUNS, record
+from .sequence_data import BEAUTY, amazon_beauty, movielens_1m
+
+KEY = jax.random.key(0)
+MOVIELENS = {"length": 200, "batch_size": 69, "dropout": 0.1}
+
+
+def whole_model() -> tuple[Any, Sequences, Sequences, Interactions]:
+    """SASRec as it was trained, and the parts: to train on, to know when testing, to test."""
+    known, test = movielens_1m().leave_last()
+    train, validation = known.leave_last()
+    algorithm = models.sequence_retriever(models.SASRec, **MOVIELENS)
+    steps = algorithm.batches(train, np.zeros(2, np.uint32)).steps(1)
+    run = RUNS / "SASRec-on-ML-1M"
+    if not run.exists():
+        pytest.skip("bench_sequences.py::test_sasrec_on_movielens has to be run before")
+    validate = validator(train, validation)
+    model, _ = fit(
+        algorithm,
+        train,
+        key=KEY,
+        epochs=200,
+        checkpoint=run,
+        checkpoint_every=3 * steps,
+        validate=validate,
+        validate_every=3 * steps,
+        patience=8,
+        progress=False,
+    )
+    return model, train, known, test
+
+
+def validator(train: Sequences, validation: Interactions) -> Any:
+    """NDCG@10 of what comes after the training part."""
+    seen = train.interactions()
+
+    def validate(model: Any) -> float:
+        found = evaluate(with_history(model, train), validation, train=seen, k=10, names=("ndcg",))
+        print(found.means, flush=True)
+        return found.means["ndcg_at_10"]
+
+    return validate
+
+
+def trained_on(model: Any, train: Sequences, optimizer: Any, epochs: int, **options: Any) -> Any:
+    """A model after some epochs more, of which the best by validation counts."""
+    kept, validation = train
+    algorithm = models.sequence_retriever(models.SASRec, **MOVIELENS, optimizer=optimizer, **options)
+    steps = algorithm.batches(kept, np.zeros(2, np.uint32)).steps(1)
+    validate = validator(kept, validation)
+    own = {"validate": validate, "validate_every": 3 * steps, "patience": 4, "progress": False}
+    return fit(algorithm, kept, key=jax.random.key(1), epochs=epochs, state=model, **own)[0]
+
+
+def bills(named: dict[str, Any], known: Sequences, test: Interactions) -> dict[str, Any]:
+    """What each takes and gives, beside the first."""
+    with_known = {name: with_history(model, known) for name, model in named.items()}
+    found = compare(with_known, test, train=known.interactions(), k=10, names=("ndcg", "hit_rate"))
+    return {bill.name: described(bill, found[0]) for bill in found}
+
+
+def described(bill: Bill, first: Bill) -> dict[str, Any]:
+    shares = {"bytes": bill.memory, "share of the bytes": bill.memory / first.memory, "bytes on disk": bill.disk}
+    means = bill.evaluation.means
+    change = {f"{name}, change": list(bill.changes[name]) for name in means}
+    relative = {f"{name}, change in %": 100 * bill.changes[name][0] / first.evaluation.means[name] for name in means}
+    return shares | means | change | relative
+
+
+def test_sasrec_in_fewer_bits():
+    model, train, known, test = whole_model()
+    rows = with_history(model, train)
+    windows = [rows._windows(jnp.arange(start, start + 128, dtype=jnp.int32))[0] for start in range(0, 1024, 128)]
+    inputs = models.inputs_of_layers(model, windows)
+    table, rest = "items.embedding.table", "*.kernel"
+    named = {
+        "float32": model,
+        "table int8": quantize_model(model, {table: "int8"}, clip="search"),
+        "table int4": quantize_model(model, {table: "int4"}, clip="search"),
+        "all bfloat16": quantize_model(model, "bfloat16"),
+        "all float8": quantize_model(model, "float8"),
+        "all int8": quantize_model(model, "int8", clip="search"),
+        "all int8, computed in bytes by the greatest of each row": quantize_model(
+            model, "int8", clip="search", activations="dynamic"
+        ),
+        "all int8, computed in bytes by what was seen": quantize_model(
+            model, "int8", clip="search", activations="static", inputs=inputs
+        ),
+        "table int8, layers int4": quantize_model(model, {table: "int8", rest: "int4"}, clip="search"),
+        "table int8, layers int4 by inputs": quantize_model(
+            model, {table: "int8", rest: "int4"}, clip="search", rounding="inputs", inputs=inputs
+        ),
+        "table in products of 8 parts, afterwards": quantize_model(model, {table: ("product", 8)}),
+    }
+    record("compressed_models", {"SASRec on ML-1M in fewer bits": bills(named, known, test)})
+
+
+def test_sasrec_pruned():
+    """80 % of all tables and layers: at once, by inputs, and over 12 epochs of training."""
+    model, train, known, test = whole_model()
+    parts = known.leave_last()
+    steps = models.sequence_retriever(models.SASRec, **MOVIELENS).batches(train, np.zeros(2, np.uint32)).steps(1)
+    gradual = prune_gradually(0.8, begin=0, end=12 * steps, every=steps // 2)
+    named = {"whole": model, "80 % at once": prune(model, 0.8)}
+    at_once = optax.chain(optax.adam(1e-3), keep_zeros())
+    named["80 % at once, trained on"] = trained_on(named["80 % at once"], parts, at_once, 24)
+    pruned = fit(
+        models.sequence_retriever(models.SASRec, **MOVIELENS, optimizer=optax.chain(optax.adam(1e-3), gradual)),
+        train,
+        key=jax.random.key(2),
+        epochs=12,
+        state=model._replace(training=None),
+        progress=False,
+    )[0]
+    pruned = trained_on(pruned._replace(training=None), parts, at_once, 24)
+    named["80 % over 12 epochs, trained on"] = pruned
+    found = bills(named, known, test)
+    for name, one in named.items():
+        shares = zeros_of(one)
+        found[name]["zeros of each"] = {"least": min(shares.values()), "most": max(shares.values())}
+    record("compressed_models", {"SASRec on ML-1M pruned": found})
+
+
+SMALLER = {
+    "half the neurons and head widths": {"hidden": 32, "head_width": 32},
+    "one block of two": {"blocks": 1},
+    "a quarter of the neurons, head width 24": {"hidden": 16, "head_width": 24},
+}
+
+
+def test_sasrec_smaller(benchmark):
+    """Fewer neurons, heads of less width, fewer blocks: trained on; and the same time as the whole one gives."""
+    model, _, known, test = whole_model()
+    parts = known.leave_last()
+    named: dict[str, Any] = {"whole": model}
+    for name, sizes in SMALLER.items():
+        named[name] = trained_on(models.shrink(model, **sizes), parts, optax.adam(1e-3), 30)
+    named["blocks shared"] = trained_on(models.share_blocks(model), parts, optax.adam(1e-3), 30)
+    found = bills(named, known, test)
+    users = jnp.arange(256, dtype=jnp.int32)
+    calls = {}
+    for name, one in named.items():
+        answering = with_history(one, known)
+        calls[name] = lambda answering=answering: jax.block_until_ready(recommend(answering, users, 10))
+    seconds = take_turns(benchmark, calls, rounds=15)
+    for name, one in named.items():
+        found[name]["seconds for 256 users"] = seconds[name]
+        found[name]["times as fast"] = seconds["whole"] / seconds[name]
+        encoder = sum(leaf.nbytes for leaf in jax.tree.leaves(one.network.encoder.blocks))
+        found[name]["bytes of the blocks"] = encoder
+    record("compressed_models", {"SASRec on ML-1M smaller": found})
+
+
+TABLES: dict[str, dict[str, Any]] = {
+    "a row each": {},
+    **{f"{kind}, {ratio}x": {"sharing": (kind, ratio)} for kind in ("hashed", "quotient") for ratio in (4, 16, 64)},
+    "products of 8 parts, 128 codes": {"products": (8, 128)},
+    "products of 16 parts, 64 codes": {"products": (16, 64)},
+}
+each_table = pytest.mark.parametrize("name", TABLES)
+
+
+@pytest.mark.skipif(not BEAUTY.exists(), reason="Amazon Beauty is not there")
+@each_table
+def test_tables_of_sasrec_on_beauty(name):
+    """Vectors of items that share rows or are put together from parts, from the first step on."""
+    known, test = amazon_beauty().leave_last()
+    train, validation = known.leave_last()
+    settings = {"length": 50, "dropout": 0.5, "batch_size": 32, **TABLES[name]}
+    algorithm = models.sequence_retriever(models.SASRec, **settings)
+    steps = algorithm.batches(train, np.zeros(2, np.uint32)).steps(1)
+    validate = validator(train, validation)
+    model, history = fit(
+        algorithm,
+        train,
+        key=KEY,
+        epochs=60,
+        validate=validate,
+        validate_every=4 * steps,
+        patience=3,
+        checkpoint=RUNS / f"beauty-{name}".replace(" ", "-"),
+        checkpoint_every=4 * steps,
+        progress=False,
+    )
+    table = model.network.items
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(table))
+    codes = 0 if model.modalities is None else model.modalities.inputs["codes"].nbytes
+    found = evaluate(with_history(model, known), test, train=known.interactions(), k=10, names=("ndcg", "hit_rate"))
+    whole = known.n_items * table.width * 4
+    result = {"bytes of the table": size + codes, "times smaller": whole / (size + codes), **found.means}
+    result |= {"epochs": len(history.loss) / steps, "stopped by": history.stopped}
+    result |= {"ndcg_at_10, half of the 95 % interval": interval(found.values["ndcg_at_10"])}
+    record("compressed_models", {f"SASRec on Beauty, {name}": result})
+
+
+def interval(values: np.ndarray) -> float:
+    return float(1.96 * values.std(ddof=1) / len(values) ** 0.5)
