@@ -11,10 +11,27 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)  # for shard_map; all else runs on the first
 # Most of the suite's time is XLA's compiler. Here it leaves out what makes programs fast, and what it compiled, however
 # small, is kept on disk for the next run.
-jax.config.update("jax_disable_most_optimizations", True)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+for name, value in {"jax_disable_most_optimizations": True, "jax_persistent_cache_min_compile_time_secs": 0.0}.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)  # for processes that tests start
 if jax.__version_info__ < (0, 11):  # later ones do not know the flag
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
+
+# Those that take longest, which begin first: no worker then waits for one of them at the end.
+LONGEST = (
+    "test_item_content.py",
+    "test_bayesian.py",
+    "test_sequential.py",
+    "test_doctests.py",
+    "test_sgd.py",
+    "test_regression.py",
+    "test_cli.py",
+    "test_recommender.py",
+    "test_fusion.py",
+    "test_models.py",
+    "test_examples.py",
+    "test_training.py",
+)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -22,11 +39,14 @@ def pytest_xdist_make_scheduler(config, log):
     """Tests of one class, and of one file outside classes, go to one worker: there the same programs compile once."""
     from xdist.scheduler import LoadScopeScheduling
 
+    config.option.loadscopereorder = False  # the order is that of `pytest_collection_modifyitems`
     return LoadScopeScheduling(config, log)
 
 
 def pytest_collection_modifyitems(items):
-    """On an accelerator, what holds on CPU alone is not tried; JAX_PLATFORMS=cpu tries it."""
+    """The longest files go first. On an accelerator, what holds on CPU alone is not tried; JAX_PLATFORMS=cpu tries it."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
     if jax.default_backend() == "cpu":
         return
     skip = pytest.mark.skip(reason=f"holds on CPU, this process computes on {jax.default_backend()}")
