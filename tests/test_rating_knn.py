@@ -100,9 +100,9 @@ class TestModel:
         model = knn_baseline(x, side=side)
         whole = recommend(model, np.arange(N_USERS), 4, seen=x, exclude=np.tile([[3]], (N_USERS, 1)))
         monkeypatch.setattr("affinax.engine.retrieval.search._SCORES_HELD", 7 * N_ITEMS)
-        jax.clear_caches()
-        parts = recommend(model, np.arange(N_USERS), 4, seen=x, exclude=np.tile([[3]], (N_USERS, 1)))
-        np.testing.assert_array_equal(parts[0], whole[0])
+        # Of another k, for which it is not compiled yet.
+        parts = recommend(model, np.arange(N_USERS), 5, seen=x, exclude=np.tile([[3]], (N_USERS, 1)))
+        np.testing.assert_array_equal(np.asarray(parts[0])[:, :4], whole[0])
 
     def test_protocols_and_tiny_data(self, x, side):
         train, test = x.split("random", test_fraction=0.3)
