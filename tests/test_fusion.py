@@ -12,7 +12,7 @@ from affinax import models
 from affinax.engine.data import FeatureError, hashed_texts, image_patches, log_mel_frames
 from affinax.engine.errors import InteractionError
 
-from .test_sequential import gelu, linear, norm, numbers, stirred
+from .test_sequential import forward, gelu, linear, norm, numbers, stirred
 
 RNG = np.random.default_rng(0)
 INPUTS = {
@@ -71,7 +71,7 @@ def attended(model, tokens):
 @each_fusion
 def test_fusion_is_its_formula(fusion):
     model = made(fusion)
-    found = jax.jit(lambda m, inputs, where: m(inputs, where=where))(model, INPUTS, WHERE)
+    found = forward(model, INPUTS, where=WHERE)
     for row in range(5):
         tokens = tokens_of(model, row, WHERE)
         if fusion == "attention":
@@ -87,12 +87,11 @@ def test_fusion_is_its_formula(fusion):
 @each_fusion
 def test_one_example_and_a_batch(fusion):
     model = made(fusion)
-    batched = model(INPUTS, where=WHERE)
-    one = model(
-        {name: array[3] for name, array in INPUTS.items()}, where={n: jnp.asarray(w[3]) for n, w in WHERE.items()}
-    )
+    batched = forward(model, INPUTS, where=WHERE)
+    fourth, there = jax.tree.map(lambda array: array[3], (INPUTS, WHERE))
+    one = forward(model, fourth, where=there)
     np.testing.assert_allclose(one, batched[3], rtol=1e-4, atol=1e-5)
-    mapped = jax.vmap(lambda inputs, where: model(inputs, where=where))(INPUTS, WHERE)
+    mapped = jax.jit(jax.vmap(lambda inputs, where: model(inputs, where=where)))(INPUTS, WHERE)
     np.testing.assert_allclose(mapped, batched, rtol=1e-4, atol=1e-5)
 
 
@@ -101,20 +100,21 @@ def test_what_is_missing_does_not_count(fusion):
     model = made(fusion)
     nowhere = {"text": np.zeros(5, bool)}
     without = {name: array for name, array in INPUTS.items() if name != "text"}
-    np.testing.assert_allclose(model(INPUTS, where=nowhere), model(without), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(forward(model, INPUTS, where=nowhere), forward(model, without), rtol=1e-4, atol=1e-5)
     # Of nothing there is a vector, and a gradient.
     nothing = {"item": np.full((2, 1), -1, np.int32)}
-    vectors = model(nothing)
+    vectors = forward(model, nothing)
     assert jnp.isfinite(vectors).all()
     assert (vectors[0] == vectors[1]).all()
-    slopes = jax.grad(lambda m: jnp.sum(m(nothing) ** 2))(model)
+    slopes = jax.jit(jax.grad(lambda m: jnp.sum(m(nothing) ** 2)))(model)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(slopes))
 
 
 @each_fusion
 def test_every_parameter_has_a_gradient(fusion):
     model = made(fusion)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.grad(lambda m: jnp.sum(m(INPUTS) ** 2))(model)):
+    slopes = jax.jit(jax.grad(lambda m: jnp.sum(m(INPUTS) ** 2)))(model)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(slopes):
         assert np.isfinite(np.asarray(leaf)).all(), path
         assert np.abs(np.asarray(leaf)).max() > 0, path
 
@@ -122,7 +122,7 @@ def test_every_parameter_has_a_gradient(fusion):
 @each_fusion
 def test_a_single_number_counts_by_its_size(fusion):
     model = models.FusionTransformer({"length": 1}, width=WIDTH, fusion=fusion, dropout=0.0, rngs=nnx.Rngs(1))
-    small, large = (np.asarray(model({"length": jnp.full((1, 1), number)})) for number in (0.05, 3.0))
+    small, large = (np.asarray(forward(model, {"length": jnp.full((1, 1), number)})) for number in (0.05, 3.0))
     assert np.abs(small - large).max() > 0.1 * np.abs(large).max()
 
 
@@ -130,10 +130,10 @@ def test_modalities_are_left_out_in_training_but_never_all():
     model = made("late", modality_dropout=0.6)
     item, text = ({name: INPUTS[name]} for name in ("item", "text"))
     both = {name: INPUTS[name] for name in ("item", "text")}
-    alone = [np.asarray(model(given)) for given in (item, text, both)]
+    alone = [np.asarray(forward(model, given)) for given in (item, text, both)]
     seen = np.zeros(3, int)
     for seed in range(60):
-        found = np.asarray(model(both, key=jax.random.key(seed)))
+        found = np.asarray(forward(model, both, key=jax.random.key(seed)))
         for row in (0, 1, 3, 4):  # which have both
             which = [np.allclose(found[row], other[row], atol=1e-5) for other in alone]
             assert sum(which) == 1

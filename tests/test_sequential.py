@@ -46,6 +46,9 @@ def made(name, **options):
     return BUILT[name](rngs=nnx.Rngs(1), **options), more
 
 
+forward = jax.jit(lambda model, *inputs, **more: model(*inputs, **more))  # a network by itself compiles each operation
+
+
 def stirred(model):
     """With parameters that are not those of the start, where biases are 0 and factors 1."""
     leaves, structure = jax.tree.flatten(model)
@@ -148,7 +151,7 @@ def test_a_model_is_its_formula(name):
     model, more = made(name)
     model = stirred(model)
     formula = {"S": sasrec, "B": bert4rec, "H": hstu}[name[0]]
-    found = jax.jit(lambda m, items, **more: m(items, **more))(model, ITEMS, **more)
+    found = forward(model, ITEMS, **more)
     for row, items in enumerate(ITEMS):
         expected = formula(model, items, **{name: array[row] for name, array in more.items()})
         np.testing.assert_allclose(found[row][items >= 0], expected[items >= 0], rtol=2e-3, atol=2e-4)
@@ -157,10 +160,10 @@ def test_a_model_is_its_formula(name):
 @each_model
 def test_one_example_and_a_batch(name):
     model, more = made(name)
-    batched = model(ITEMS, **more)
-    alone = jax.vmap(lambda items, more: model(items, **more))(ITEMS, more)
+    batched = forward(model, ITEMS, **more)
+    alone = jax.jit(jax.vmap(lambda items, more: model(items, **more)))(ITEMS, more)
     np.testing.assert_allclose(alone, batched, rtol=1e-4, atol=1e-5)
-    one = model(ITEMS[1], **{name: array[1] for name, array in more.items()})
+    one = forward(model, ITEMS[1], **{name: array[1] for name, array in more.items()})
     np.testing.assert_allclose(one, batched[1], rtol=1e-4, atol=1e-5)
 
 
@@ -172,13 +175,13 @@ def test_several_sequences_in_a_row_are_those_alone(name):
     segments = np.array([0, 0, 0, 0, 1, 1], np.int32)
     positions = np.array([2, 3, 4, 5, 4, 5], np.int32)
     given = {name: array[1] for name, array in more.items()}
-    packed = model(items, segments=segments, positions=positions, **given)
+    packed = forward(model, items, segments=segments, positions=positions, **given)
     for segment in (0, 1):
         where = segments == segment
         alone = np.full(LENGTH, -1)
         alone[LENGTH - where.sum() :] = items[where]
         times = {name: np.pad(array[where], (LENGTH - where.sum(), 0)) for name, array in given.items()}
-        expected = model(alone, **times)[LENGTH - where.sum() :]
+        expected = forward(model, alone, **times)[LENGTH - where.sum() :]
         np.testing.assert_allclose(packed[where], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -203,7 +206,7 @@ def test_the_future_is_not_seen(name):
     changed = ITEMS[1].copy()
     changed[3] = (changed[3] + 1) % N_ITEMS
     given = {name: array[1] for name, array in more.items()}
-    one, other = (np.asarray(model(items, **given)) for items in (ITEMS[1], changed))
+    one, other = (np.asarray(forward(model, items, **given)) for items in (ITEMS[1], changed))
     np.testing.assert_array_equal(one[:3], other[:3])
     assert (one[3:] != other[3:]).any(axis=1).all()
 
@@ -213,14 +216,14 @@ def test_low_precision(name):
     exact, more = made(name)
     model, _ = made(name, dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype(jnp.float32)}
-    found, expected = np.asarray(model(ITEMS, **more), np.float32), np.asarray(exact(ITEMS, **more))
+    found, expected = np.asarray(forward(model, ITEMS, **more), np.float32), np.asarray(forward(exact, ITEMS, **more))
     assert np.abs(found - expected)[ITEMS >= 0].max() < 0.1 * (1 + np.abs(expected).max())
 
 
 @each_model
 def test_maps_are_what_places_attend_to(name):
     model, more = made(name)
-    maps = models.attention_maps(model, ITEMS, **more)
+    maps = jax.jit(models.attention_maps)(model, ITEMS, **more)
     heads = 2 if name in ("SASRec", "SASRec, rotary", "BERT4Rec", "HSTU") else 1
     assert maps.shape == (3 if "shared" in name else 2, 4, heads, LENGTH, LENGTH)
     real = ITEMS >= 0
@@ -238,8 +241,8 @@ def test_maps_are_what_places_attend_to(name):
 
 def test_dropout_is_by_key_alone():
     model = models.SASRec(N_ITEMS, width=8, length=LENGTH, dropout=0.5, rngs=nnx.Rngs(0))
-    np.testing.assert_array_equal(model(ITEMS), model(ITEMS))
-    one, other = (model(ITEMS, key=jax.random.key(seed)) for seed in (0, 1))
+    np.testing.assert_array_equal(forward(model, ITEMS), forward(model, ITEMS))
+    one, other = (forward(model, ITEMS, key=jax.random.key(seed)) for seed in (0, 1))
     assert (one != other).any()
 
 
