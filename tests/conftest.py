@@ -44,7 +44,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """The longest files go first. On an accelerator, what holds on CPU alone is not tried; JAX_PLATFORMS=cpu tries it."""
+    """The longest files go first; on an accelerator, what holds on CPU alone goes only with JAX_PLATFORMS=cpu."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
     if jax.default_backend() == "cpu":
