@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import jax
 import pytest
@@ -73,3 +74,18 @@ def movielens_100k():
         return affinax.datasets.movielens("100k")
     except InteractionError as error:
         pytest.skip(f"MovieLens 100K is not to be had: {error}")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """`run(arguments) -> (status, out, err)` of one command, in this process."""
+
+    from affinax.__main__ import main
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["affinax", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code or 0, *capsys.readouterr()
+
+    return command

@@ -13,26 +13,12 @@ import polars as pl
 import pytest
 
 from affinax import __version__, reporting
-from affinax.__main__ import main
 from affinax.engine.factorization.fitting import History
 from affinax.engine.training import latest_step
 from affinax.recommender import Recommender
 
 FAST = ["--set", "implicit-als.rank=16", "--set", "implicit-als.steps=3"]
 METRICS = {f"{name}_at_10" for name in ("hit_rate", "recall", "precision", "ndcg", "map", "mrr")} | {"seconds"}
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """`run(arguments) -> (status, out, err)` of one command, in this process."""
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["affinax", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code or 0, *capsys.readouterr()
-
-    return command
 
 
 @pytest.fixture(scope="module")

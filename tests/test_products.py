@@ -1,0 +1,227 @@
+"""Vectors put together from parts, ids that share rows, and what is said of models that were made smaller."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import polars as pl
+import pytest
+from flax import nnx
+
+import affinax as afx
+from affinax import models
+from affinax.engine.compression import (
+    CompressionError,
+    ProductRows,
+    codes_by_order,
+    compare,
+    dequantize,
+    quantize_model,
+    quantize_products,
+)
+from affinax.engine.errors import InteractionError
+from affinax.engine.factorization import Factors
+from affinax.engine.retrieval import recommend, top_k
+from affinax.kernels.embedding import lookup
+from affinax.models.layers import FieldEmbedding
+
+from .test_pruning import X
+
+RNG = np.random.default_rng(0)
+TABLE = jnp.asarray(RNG.normal(size=(300, 12)), jnp.float32)
+
+
+# Products of parts
+
+
+def test_rows_are_the_nearest_of_their_parts():
+    rows = quantize_products(TABLE, 4, 16, exact=0)
+    assert (rows.codes.dtype, rows.codes.shape, rows.centroids.shape) == (jnp.uint8, (300, 4), (4, 16, 3))
+    parts, centroids = np.asarray(TABLE, np.float64).reshape(300, 4, 3), np.asarray(rows.centroids, np.float64)
+    distances = ((parts[:, :, None] - centroids[None]) ** 2).sum(axis=-1)
+    chosen = np.take_along_axis(distances, np.asarray(rows.codes)[..., None].astype(int), axis=-1)[..., 0]
+    np.testing.assert_allclose(chosen, distances.min(axis=-1), atol=1e-5)
+    assert (chosen.sum(axis=1) ** 0.5).mean() < 0.75 * np.linalg.norm(np.asarray(TABLE), axis=1).mean()
+    for part in range(4):  # no centroid is nobody's
+        assert len(np.unique(np.asarray(rows.codes)[:, part])) == 16
+
+
+def test_rows_are_indexed_as_an_array_is():
+    rows = quantize_products(jnp.concatenate([TABLE, 5 * TABLE[:, :1]], axis=1), 3, 8, exact=1)
+    whole = rows.floats()
+    assert (rows.shape, rows.nbytes) == ((300, 13), 300 * 3 + 3 * 8 * 4 * 4 + 300 * 4)
+    np.testing.assert_array_equal(whole[:, -1], 5 * TABLE[:, 0])
+    np.testing.assert_array_equal(rows[5:9].floats(), whole[5:9])
+    np.testing.assert_array_equal(rows[jnp.array([[7, 0]])], whole[jnp.array([[7, 0]])])
+    np.testing.assert_array_equal(lookup(rows, jnp.array([7, -1]))[0], whole[7])
+    np.testing.assert_array_equal(dequantize(rows), whole)
+    slope = jax.grad(lambda c: jnp.sum(ProductRows(rows.codes, c, rows.exact).floats()))(rows.centroids)
+    counts = [np.bincount(np.asarray(rows.codes)[:, part], minlength=8) for part in range(3)]
+    np.testing.assert_array_equal(slope[..., 0], counts)
+    queries = jnp.asarray(RNG.normal(size=(2, 13)), jnp.float32)
+    for one, other in zip(top_k(queries, rows, 5), top_k(queries, whole, 5), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_few_distinct_rows_come_back_exactly():
+    table = jnp.asarray(RNG.integers(0, 2, (40, 4)), jnp.float32)
+    np.testing.assert_array_equal(quantize_products(table, 2, 8).floats(), table)
+    np.testing.assert_array_equal(quantize_products(jnp.zeros((3, 4)), 2, 2).floats(), np.zeros((3, 4)))
+
+
+def test_codes_by_order():
+    vectors = np.array([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0], [0.0, 0.0], [9.0, 0.0], [8.0, 0.0]])
+    codes = codes_by_order(vectors, 3)
+    assert codes[:, 0].tolist() == [1, 0, 1, 0, 2, 2]
+    assert sorted(codes[:, 1].tolist()) == [0, 0, 1, 1, 2, 2]  # equal ones are told apart
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: quantize_products(TABLE, 5), "parts=5 must divide the 12 columns"),
+        (lambda: quantize_products(TABLE, 4, 257), "n_codes=257 must be 2 to 256"),
+        (lambda: quantize_products(TABLE[:9], 4, 16), "n_codes=16 is more than the 9 rows"),
+        (lambda: quantize_products(TABLE[:0], 4, 16), "has no rows of numbers"),
+        (lambda: quantize_products(quantize_products(TABLE, 4, 16), 4, 16), "these rows are quantized already"),
+        (lambda: codes_by_order(np.array([[np.nan]]), 4), "row 0, column 0 is nan"),
+        (lambda: quantize_model(Factors(TABLE, TABLE), {"items": ("product", 5)}), "items: parts=5 must divide"),
+        (lambda: quantize_model(Factors(TABLE, TABLE), {"items": ("parts", 4)}), r"must be \(\"product\", parts\)"),
+    ],
+)
+def test_products_that_cannot_be(call, message):
+    with pytest.raises(CompressionError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("name", ["sasrec", "bert4rec"])
+def test_networks_on_products(name, tmp_path):
+    settings = {"length": 8, "width": 16, "products": (4, 8), "learning_rate": 0.01, "steps": 10}
+    rec = afx.Recommender(name, **settings).fit(X, progress=False)
+    assert rec.history.loss[-5:].mean() < rec.history.loss[:5].mean()
+    assert rec.model.network.items.embedding is None
+    assert rec.model.modalities.inputs["codes"].dtype == jnp.uint8
+    rec.save(tmp_path / "model")
+    asked = [2, 5]
+    assert rec.recommend(asked, k=4).equals(afx.Recommender.load(tmp_path / "model").recommend(asked, k=4))
+    table = rec.model.item_table()
+    ids, _ = top_k(rec.model.queries(jnp.arange(3)), dequantize(table), 4)
+    np.testing.assert_array_equal(recommend(rec.model, [0, 1, 2], 4)[0], ids)
+
+
+def test_networks_that_products_do_not_fit():
+    with pytest.raises(ValueError, match="products of 5 parts must divide width=16"):
+        models.sequence_retriever(models.SASRec, width=16, products=(5, 8))
+    with pytest.raises(CompressionError, match="parts=32 must be below the 20 singular vectors"):
+        afx.Recommender("sasrec", width=64, products=(32, 8), steps=1).fit(X)
+
+
+# Ids that share rows
+
+
+@pytest.mark.parametrize("sharing", [("hashed", 4), ("quotient", 4)])
+def test_ids_share_rows(sharing):
+    fields = FieldEmbedding([100, 3, 50], 4, sharing=sharing, init_std=0.5, rngs=nnx.Rngs(0))
+    table = np.asarray(fields.table[...])
+    ids = jnp.array([[0, 1, 2], [99, 2, 49], [-1, 0, 1]])
+    vectors = np.asarray(jax.jit(lambda f, i: f(i))(fields, ids))
+    quotient = sharing[0] == "quotient"
+    second = 25 + 4 * quotient
+    assert fields.rows_of == ((25, 4), (3, 0), (13, 4)) if quotient else fields.rows_of == ((25, 0), (3, 0), (13, 0))
+    expected = table[24] * table[25 + 3] if quotient else table[24]  # of 99
+    np.testing.assert_allclose(vectors[1, 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(vectors[1, 1], table[second + 2], rtol=1e-6)
+    first = second + 3
+    expected = table[first + 10] * table[first + 13 + 3] if quotient else table[first + 10]  # of 49
+    np.testing.assert_allclose(vectors[1, 2], expected, rtol=1e-6)
+    assert not vectors[2, 0].any()
+    assert np.isnan(fields(jnp.array([[0, 0, 0]]))).sum() == 0
+    whole = np.asarray(fields.whole_field(0))
+    assert len(np.unique(whole.round(6), axis=0)) == (100 if quotient else 25)
+    with pytest.raises(InteractionError, match=r"id 100 at \[0\] is outside \[0, 100\)"):
+        fields.of_field(0, jnp.array([100]))
+
+
+@pytest.mark.parametrize("sharing", ["hashed", ("some", 4), ("hashed", 1), ("quotient", 2.5)])
+def test_ways_of_sharing_that_are_none(sharing):
+    with pytest.raises(ValueError, match="of a whole ratio from 2 on"):
+        FieldEmbedding([100], 4, sharing=sharing, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("name", ["bert4rec", "two-tower", "deepfm"])
+def test_networks_whose_ids_share_rows(name, tmp_path):
+    settings = {"length": 8} if name == "bert4rec" else {}
+    rec = afx.Recommender(name, steps=2, sharing=("quotient", 2), **settings).fit(X, progress=False)
+    rec.save(tmp_path / "model")
+    assert rec.recommend([2, 5], k=4).equals(afx.Recommender.load(tmp_path / "model").recommend([2, 5], k=4))
+
+
+# The bill
+
+
+@pytest.fixture(scope="module")
+def halves():
+    return X.split("leave-last")
+
+
+@pytest.fixture(scope="module")
+def fitted(halves):
+    return afx.Recommender("implicit-als", rank=16, steps=3).fit(halves[0])
+
+
+def test_a_bill(fitted, halves):
+    train, test = halves
+    model = fitted.model
+    whole, same, small = compare({"a": model, "b": model, "c": quantize_model(model, "int4")}, test, train=train, k=3)
+    assert (
+        whole.memory
+        == same.memory
+        == 4 * 16 * (train.n_users + train.n_items) + sum(leaf.nbytes for leaf in jax.tree.leaves(model.objective))
+    )
+    assert small.memory < 0.25 * whole.memory < whole.disk
+    assert same.changes == {f"{name}_at_3": (0.0, 0.0) for name in ("ndcg", "recall", "hit_rate")}
+    for name, (change, half) in small.changes.items():
+        before, after = (bill.evaluation.values[name] for bill in (whole, small))
+        assert change == pytest.approx((after - before).mean(), abs=1e-7)
+        assert half == pytest.approx(1.96 * (after - before).std(ddof=1) / len(before) ** 0.5, abs=1e-7)
+    assert set(whole.seconds) == {1, 256}
+    assert min(small.seconds.values()) > 0
+    with pytest.raises(CompressionError, match="no models"):
+        compare({}, test, train=train)
+
+
+def test_the_command_line(run, fitted, halves, tmp_path):
+    fitted.save(tmp_path / "whole")
+    test = halves[1]
+    pl.DataFrame({"user": test.user_ids.outside(test.users), "item": test.item_ids.outside(test.items)}).write_csv(
+        tmp_path / "test.csv"
+    )
+    whole, small = str(tmp_path / "whole"), str(tmp_path / "small")
+    outputs = ("--json", str(tmp_path / "bill.json"), "--plot", str(tmp_path / "bill.png"))
+    found = run("compress", whole, "--int8", "--out", small, "--test", str(tmp_path / "test.csv"), *outputs)
+    assert found[0] == 0, found
+    bill = json.loads((tmp_path / "bill.json").read_text())
+    assert bill["small"]["memory"] < 0.35 * bill["whole"]["memory"]
+    assert set(bill["small"]["seconds"]) == {"1", "256"}
+    assert (tmp_path / "bill.png").stat().st_size > 1000
+    assert afx.Recommender.load(small).model.items.kind == "int8"
+    assert run("compress", whole, "--prune", "0.5", "--rank", "8", "--out", small)[0] == 0
+    items = np.asarray(afx.Recommender.load(small).model.items)
+    assert items.shape == (20, 8)
+    assert (items == 0).sum() == 80
+    assert run("compress", whole, "--pq", "8", "--rule", "users=int4", "--out", small)[0] == 0
+    assert afx.Recommender.load(small).model.users.kind == "int4"
+    for options, message in [
+        ([], "say how: --int8, --int4, --pq PARTS"),
+        (["--int8", "--int4"], "give either --int8 or --int4"),
+        (["--rule", "items"], "--rule 'items' must be pattern=kind"),
+        (["--rule", "item=int8"], "matches none of 2 parameters; near it: items"),
+        (["--pq", "7"], "--pq 7 divides the width of no table"),
+        (["--int8", "--json", "x.json"], "give --test FILE"),
+    ]:
+        status, _, error = run("compress", whole, *options, "--out", small)
+        assert status == 2
+        assert message in error
