@@ -56,35 +56,33 @@ def shrink(
     """
     if not hasattr(model, "blueprint"):
         raise CompressionError(f"{type(model).__name__} has no network to make smaller; truncate makes factors so")
-    settings = dict(model.blueprint.settings)
-    asked = {"hidden": hidden, "heads": heads, "head_width": head_width, "width": width, "blocks": blocks}
-    asked = {name: size for name, size in asked.items() if size is not None}
-    if not asked:
+    sizes = {"heads": heads, "head_width": head_width, "width": width, "blocks": blocks}
+    asked = {name: size for name, size in sizes.items() if size is not None}
+    if not asked and hidden is None:
         raise CompressionError("nothing to be made smaller: give hidden, heads, head_width, width or blocks")
     network = jax.tree.map(lambda leaf: leaf, model.network)  # a copy, to be cut down
     for name, leaf in named(network).items():
         if is_quantized(leaf):
             raise CompressionError(f"{name} is quantized: make the network smaller first, then quantize")
-    if len(asked) > ("hidden" in asked) and not isinstance(network, SASRec | BERT4Rec):
+    of_blocks = isinstance(network, SASRec | BERT4Rec)
+    if asked and not of_blocks:
         raise CompressionError(f"{type(network).__name__} can be given less hidden alone; SASRec and BERT4Rec more")
     if blocks is not None:
         _fewer_blocks(network.encoder, blocks)
     if heads is not None or head_width is not None:
         for block in network.encoder.blocks:
             _smaller_heads(block.attention, heads, head_width)
-        if heads is not None and head_width is None:
-            settings["head_width"] = _inner(network.encoder.blocks[0].attention)
     if hidden is not None:
+        widths = (hidden,) if isinstance(hidden, int) else tuple(hidden)
         for name, dense in _denses(network):
-            sizes = _hidden_of(dense, hidden, type(network).__name__)
-            _fewer_neurons(name, dense, sizes, inputs)
+            _fewer_neurons(name, dense, _hidden_of(dense, widths, type(network).__name__), inputs)
+        asked["hidden"] = widths[0] if of_blocks else widths
     if width is not None:
         network = _narrower(network, width, model.n_items)
-        settings.setdefault("head_width", None)
-        settings["head_width"] = _inner(network.encoder.blocks[0].attention)
-        settings.setdefault("hidden", network.encoder.blocks[0].dense.layers[0].kernel.shape[1])
-    settings |= {name: tuple(size) if isinstance(size, Sequence) else size for name, size in asked.items()}
-    plan = Blueprint(model.blueprint.network, tuple(settings.items()))
+    if of_blocks:  # what else would follow from the width
+        block = network.encoder.blocks[0]
+        asked |= {"head_width": _inner(block.attention), "hidden": block.dense.layers[0].kernel.shape[1]}
+    plan = Blueprint(model.blueprint.network, tuple((dict(model.blueprint.settings) | asked).items()))
     return with_parameters(model, _as_built(plan, network))._replace(blueprint=plan)
 
 
@@ -139,29 +137,29 @@ def _fewer_blocks(encoder: Encoder, blocks: int) -> None:
 def _denses(network: Any) -> list[tuple[str, Dense]]:
     """All dense networks with something between their first and last layer."""
     found = [(".".join(map(str, path)), node) for path, node in nnx.iter_graph(network) if isinstance(node, Dense)]
-    found = [(name, dense) for name, dense in found if len(dense.layers) > 1]
+    # What is fused of content has settings of its own.
+    found = [(name, dense) for name, dense in found if len(dense.layers) > 1 and "fusion" not in name.split(".")]
     if not found:
         raise CompressionError(f"{type(network).__name__} has no dense layers with anything between them")
     return found
 
 
-def _hidden_of(dense: Dense, hidden: int | Sequence[int], network: str) -> list[int]:
+def _hidden_of(dense: Dense, hidden: tuple[int, ...], network: str) -> tuple[int, ...]:
     """The new widths between the layers."""
     there = [layer.kernel.shape[1] for layer in dense.layers]
-    asked = [hidden] if isinstance(hidden, int) else list(hidden)
     between = len(there) - 1
     # Some networks read the last of their hidden layers elsewhere too, where it has to stay.
-    if len(asked) == between + 1 and asked[-1] != there[-1]:
+    if len(hidden) == between + 1 and hidden[-1] != there[-1]:
         raise CompressionError(f"hidden={hidden}: the last width of {network} has to stay {there[-1]}")
-    if len(asked) not in (between, between + 1):
+    if len(hidden) not in (between, between + 1):
         raise CompressionError(f"hidden={hidden} must have a width for each of {there[:between]}")
-    for size, width in zip(asked, there[:between], strict=False):
+    for size, width in zip(hidden, there[:between], strict=False):
         if not 0 < size <= width:
             raise CompressionError(f"hidden={hidden} must be above 0 and at most {there[:between]}, which there are")
-    return asked[:between]
+    return hidden[:between]
 
 
-def _fewer_neurons(name: str, dense: Dense, sizes: list[int], inputs: Mapping[str, LayerInputs] | None) -> None:
+def _fewer_neurons(name: str, dense: Dense, sizes: tuple[int, ...], inputs: Mapping[str, LayerInputs] | None) -> None:
     for number, size in enumerate(sizes):
         first, second = dense.layers[number], dense.layers[number + 1]
         kernel, bias, after = (

@@ -180,6 +180,7 @@ def test_a_smaller_network(sizes, sasrec, tmp_path):
     small = models.shrink(sasrec, **sizes)
     settings = dict(small.blueprint.settings)
     assert all(settings[name] == size for name, size in sizes.items())
+    assert models.shrink(sasrec, hidden=[4]).blueprint == models.shrink(sasrec, hidden=4).blueprint
     fewer = sum(leaf.size for leaf in jax.tree.leaves(small.network))
     whole = sum(leaf.size for leaf in jax.tree.leaves(sasrec.network))
     assert fewer < whole or sizes == {"hidden": 16}
