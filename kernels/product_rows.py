@@ -17,8 +17,8 @@ class ProductRows:
 
     Always true:
 
-    - `codes` is uint8 `[n, parts]`, below the number of centroids of a part.
-    - `centroids` is `[parts, n_codes, width / parts]`, finite, of 256 or fewer.
+    - `codes` is uint8 `[n, parts]`, or uint16 or uint32 where there are more, below the number of centroids of a part.
+    - `centroids` is `[parts, n_codes, width / parts]`, finite.
     - `exact` is float32 `[n, columns]`: further columns as they are, such as biases.
 
     It is indexed as `QuantizedRows` are.

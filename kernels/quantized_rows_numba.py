@@ -45,13 +45,17 @@ def _totals(codes, scales):
 
 
 @numba.njit(cache=True, nogil=True)
-def _score(found, q, item, scales, totals, columns, item_scales, offsets, exact):
-    score = np.float32(found) * (scales[q] * item_scales[item])
+def _score(tile, q, row, sums, low, high, scales, totals, columns, item_scales, offsets, exact):
+    """Scores of a query and some items, of the sums of their products."""
+    scale = scales[row]
+    for j in range(high - low):
+        tile[q, j] = np.float32(sums[q, j]) * (scale * item_scales[low + j])
     if len(offsets):
-        score += totals[q] * offsets[item]
-    for column in range(exact.shape[1]):
-        score += columns[q, column] * exact[item, column]
-    return score
+        for j in range(high - low):
+            tile[q, j] += totals[row] * offsets[low + j]
+    for c in range(exact.shape[1]):
+        for j in range(high - low):
+            tile[q, j] += columns[row, c] * exact[low + j, c]
 
 
 @numba.njit(parallel=True, nogil=True, cache=True)
@@ -89,14 +93,7 @@ def _search_many(
                         )
                 for q in range(size):
                     row = first + q
-                    for j in range(high - low):
-                        tile[q, j] = np.float32(sums[q, j]) * (scales[row] * item_scales[low + j])
-                    if len(offsets):
-                        for j in range(high - low):
-                            tile[q, j] += totals[row] * offsets[low + j]
-                    for c in range(exact.shape[1]):
-                        for j in range(high - low):
-                            tile[q, j] += columns[row, c] * exact[low + j, c]
+                    _score(tile, q, row, sums, low, high, scales, totals, columns, item_scales, offsets, exact)
                     end = seen_indptr[seen_rows[row] + 1]
                     select(
                         tile, q, low, high, seen_indices, next_seen, end, exclude[row], next_excluded, allow, ids[row],
@@ -131,14 +128,14 @@ def _search_few(
         DEPTH // 2 if halves else DEPTH
     )  # bytes of a row that are read, of which those beyond it meet zeros
     rows = _laid_out(codes, chunks, halves)
-    sums, totals = _totals(codes, scales)
+    of_codes, totals = _totals(codes, scales)
     # Items from here on would be read beyond the end of the array: they are copied first.
     beyond = max(0, n_items - (read + stride - 1) // stride - 3) // 4 * 4
     own_ids = np.full((WORKERS, batch, k), -1, np.int32)
     own_scores = np.full((WORKERS, batch, k), -np.inf, np.float32)
     queue = np.zeros(1, np.int64)
     for worker in numba.prange(WORKERS):
-        tile = np.empty((batch, _ITEMS), np.float32)
+        sums, tile = np.empty((batch, _ITEMS), np.int32), np.empty((batch, _ITEMS), np.float32)
         copied = np.zeros((4, read), item_codes.dtype)
         next_seen, next_excluded = first_places(0, batch, seen_indptr, seen_rows, exclude)
         while True:
@@ -160,12 +157,11 @@ def _search_few(
                         dots = four_dots_int4(copied, 0, read, rows, q * chunks * DEPTH, chunks)
                     else:
                         dots = four_dots_int8(copied, 0, read, rows, q * chunks * DEPTH, chunks)
-                    raised = sums[q] * np.int32(8 if halves else 128)
+                    raised = of_codes[q] * np.int32(8 if halves else 128)
                     for other in range(min(4, high - item)):
-                        tile[q, item + other - low] = _score(
-                            dots[other] - raised, q, item + other, scales, totals, columns, item_scales, offsets, exact
-                        )
+                        sums[q, item + other - low] = dots[other] - raised
             for q in range(batch):
+                _score(tile, q, q, sums, low, high, scales, totals, columns, item_scales, offsets, exact)
                 end = seen_indptr[seen_rows[q] + 1]
                 select(
                     tile, q, low, high, seen_indices, next_seen, end, exclude[q], next_excluded, allow,

@@ -19,6 +19,7 @@ from affinax.engine.compression import (
     prune,
     prune_gradually,
     prune_n_of_m,
+    prune_rows,
     quantize_model,
     rounded,
     tie,
@@ -91,6 +92,27 @@ def test_n_of_m(name):
     parts, sizes = np.asarray(found).reshape(-1, 4), np.abs(rows).reshape(-1, 4)
     assert ((parts != 0).sum(axis=1) == 2).all()
     np.testing.assert_array_equal(parts != 0, sizes >= np.sort(sizes, axis=1)[:, 2:3])
+
+
+def test_rows_that_few_met_have_one_together(sasrec):
+    kept = RNG.random(10) < 0.5
+    found = prune_rows(MODEL, {"items": kept})
+    table = np.asarray(found.item_table().floats())
+    np.testing.assert_array_equal(table[kept], np.asarray(ITEMS)[kept])
+    np.testing.assert_allclose(
+        table[~kept], np.tile(np.asarray(ITEMS)[~kept].mean(axis=0), ((~kept).sum(), 1)), rtol=1e-5
+    )
+    assert found.items.nbytes == 10 + 4 * 8 * (kept.sum() + 1)
+    few = prune_rows(sasrec, {"items.*": np.arange(20) < 8})
+    before, after = (m.network.items.embedding.table[...].nbytes for m in (sasrec, few))
+    assert after < 0.2 * before
+    np.testing.assert_allclose(few.item_table().floats()[:8], sasrec.item_table()[:8])
+    assert few.queries(jnp.arange(3)).shape == (3, 16)
+    every = prune_rows(MODEL, {"items": np.ones(10, bool)})
+    np.testing.assert_array_equal(every.item_table().floats(), ITEMS)
+    for wrong in (np.ones(11, bool), np.ones(10)):
+        with pytest.raises(CompressionError, match="items is a table of 10 rows: bool for its rows is accepted"):
+            prune_rows(MODEL, {"items": wrong})
 
 
 @pytest.mark.parametrize(

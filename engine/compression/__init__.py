@@ -10,7 +10,7 @@ from .layer_inputs import LayerInputs
 from .model_quantization import quantize_model
 from .product_codes import codes_by_order, quantize_products
 from .pruned_training import keep_zeros, prune_gradually
-from .pruning import prune, prune_n_of_m, zeros_of
+from .pruning import prune, prune_n_of_m, prune_rows, zeros_of
 from .quantization import dequantize, quantize
 from .rounded_training import rounded
 from .sharing import tie, truncate
@@ -30,6 +30,7 @@ __all__ = [
     "prune",
     "prune_gradually",
     "prune_n_of_m",
+    "prune_rows",
     "quantize",
     "quantize_model",
     "quantize_products",

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ...kernels.product_rows import ProductRows
 from ..errors import CompressionError
 from .layer_inputs import LayerInputs
 from .parameters import chosen, compressible, is_kernel, is_quantized, parameters_of, replaced, with_parameters
@@ -117,6 +118,44 @@ def prune_n_of_m(
             raise CompressionError(f"{name} has {rows.shape[1]} {what}, which are no multiple of {m=}")
         kept = largest(rows.reshape(-1, m), 1 - n / m).reshape(rows.shape)
         new[name] = jnp.where(kept.T if is_kernel(name) else kept, leaf, 0)
+    return with_parameters(model, replaced(parameters, new))
+
+
+def prune_rows(model: Any, kept: Mapping[str, Any]) -> Any:
+    """A model in which rows of tables that are not kept, such as those of items that few met, have one row together.
+
+    That row is their mean. The arrays are smaller by those rows, but for 1, 2 or 4 bytes that say which row is whose.
+
+    Args:
+        model: See `prune`.
+        kept: By patterns of the names of tables, which rows stay, bool; rows behind are those of nobody and go.
+
+    Returns:
+        The model with `ProductRows` of one part, which it answers from; they cannot be trained on or quantized.
+
+    Raises:
+        CompressionError: As `prune`; or no bool for the rows, more than there are, or a matrix of a dense layer.
+
+    >>> from affinax.engine.factorization import Factors
+    >>> model = Factors(jnp.ones((1, 2)), jnp.array([[4.0, 0.0], [1.0, 2.0], [3.0, 0.0]]))
+    >>> prune_rows(model, {"items": np.array([True, False, False])}).item_table().floats().tolist()
+    [[4.0, 0.0], [2.0, 1.0], [2.0, 1.0]]
+    """
+    parameters, new = parameters_of(model), {}
+    masks: dict[str, Any] = chosen(compressible(parameters), kept)
+    for name, (table, _) in prunable(parameters, dict.fromkeys(masks, 0.0)).items():
+        own = np.asarray(masks[name])
+        if is_kernel(name) or own.dtype != bool or own.ndim != 1 or len(own) > len(table):
+            what = "a matrix of a dense layer" if is_kernel(name) else f"a table of {len(table)} rows"
+            raise CompressionError(f"{name} is {what}: bool for its rows is accepted, got {own.dtype}{list(own.shape)}")
+        _score(name, table, None)
+        stays, gone = np.flatnonzero(own), np.flatnonzero(~own)
+        shared = table[gone] if len(gone) else jnp.zeros_like(table[:1])  # of padding, if of anything
+        rows = [table[stays], jnp.mean(shared, axis=0, keepdims=True)]
+        places = np.full(len(table), len(stays))
+        places[stays] = np.arange(len(stays))
+        codes = places.astype(np.min_scalar_type(len(stays)))[:, None]
+        new[name] = ProductRows(jnp.asarray(codes), jnp.concatenate(rows)[None], jnp.zeros((len(table), 0)))
     return with_parameters(model, replaced(parameters, new))
 
 
