@@ -254,6 +254,10 @@ def compress(
     from .recommender import Recommender
     from .reporting import bills_plot, bills_summary, print_bills, write_json
 
+    if out.resolve() == model.resolve():
+        raise ValueError(f"--out {out} is the model itself, which stays as it is: name another folder")
+    if dynamic and not (int8 or int4 or rule):
+        raise ValueError("--dynamic computes in bytes what is stored so: give --int8, --int4 or --rule")
     if test is None and (json_out or plot):
         raise ValueError("--json and --plot show quality: give --test FILE to measure it on")
     rules = storage_rules(int8, int4, rule or [])
@@ -261,13 +265,15 @@ def compress(
         raise ValueError("say how: --int8, --int4, --pq PARTS, --rule PATTERN=KIND, --prune SHARE or --rank COLUMNS")
     whole = Recommender.load(model)
     how = {"pq": pq, "dynamic": dynamic, "clip": clip, "prune": prune, "rank": rank}
+    held_out = read_file(test, columns, header, missing, duplicates, like=whole.train) if test else None
     small = whole.with_model(compressed(whole.model, rules, **how))
     small.save(out)
     typer.echo(f"saved {out}; it is used as {model} is")
-    if test:
+    if prune is not None:
+        typer.echo("pruning alone saves no bytes: zeros take as many as other numbers")
+    if held_out is not None:
         from .engine.compression import compare
 
-        held_out = read_file(test, columns, header, missing, duplicates, like=whole.train)
         names = (model.name, out.name) if model.name != out.name else (str(model), str(out))
         bills = compare(dict(zip(names, (whole.model, small.model), strict=True)), held_out, train=whole.train, k=k)
         print_bills(bills)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -205,7 +206,9 @@ def compressed(
         fitting = {name: ("product", pq) for name, width in widths.items() if width > pq and width % pq == 0}
         if not fitting:
             raise ValueError(f"--pq {pq} divides the width of no table: {widths}")
-        rules = fitting | rules  # a pattern of --rule is not a name, so that it goes on to count for the others
+        others = {pattern: kind for pattern, kind in rules.items() if pattern != "*"}
+        free = [name for name in fitting if not any(fnmatch.fnmatchcase(name, pattern) for pattern in others)]
+        rules = others | {name: fitting[name] for name in free} | rules
     if not rules:
         return model
     how: dict[str, Any] = {"clip": "search" if clip else "none", "activations": "dynamic" if dynamic else "float"}

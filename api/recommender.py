@@ -231,6 +231,8 @@ class Recommender:
         Raises:
             ValueError: Not fitted, or a model of other numbers of users or items.
         """
+        if not hasattr(model, "n_items"):
+            raise ValueError(f"{type(model).__name__} is no model; give what compression makes of this one's .model")
         for side in ("n_users", "n_items"):
             own, other = getattr(self.train, side), getattr(model, side, None)
             if other not in (None, own):

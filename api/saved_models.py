@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from .engine.compression import ProductRows, QuantizedKernel, QuantizedRows
-from .engine.compression.parameters import is_quantized
 from .engine.data import Modalities
 from .engine.factorization import (
     Baseline,
@@ -40,6 +39,7 @@ from .engine.neighbors import (
 from .engine.neighbors.comparison import Comparison
 from .engine.regression import PairRegression
 from .kernels.csr import CSR, SparseMatrix
+from .kernels.quantized_kernel import is_quantized
 
 _KINDS = {
     kind.__name__: kind

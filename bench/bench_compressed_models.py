@@ -165,6 +165,26 @@ def test_sasrec_pruned():
     record("compressed_models", {"SASRec on ML-1M pruned": found})
 
 
+def test_sasrec_layers_pruned():
+    """80 % of the dense layers alone, over 12 epochs of training, then 12 more."""
+    model, train, known, test = whole_model()
+    steps = models.sequence_retriever(models.SASRec, **MOVIELENS).batches(train, np.zeros(2, np.uint32)).steps(1)
+    gradual = prune_gradually({"*.kernel": 0.8}, begin=0, end=12 * steps, every=steps // 2)
+    pruned = fit(
+        models.sequence_retriever(models.SASRec, **MOVIELENS, optimizer=optax.chain(optax.adam(1e-3), gradual)),
+        train,
+        key=jax.random.key(2),
+        epochs=12,
+        state=model._replace(training=None),
+        progress=False,
+    )[0]
+    held = optax.chain(optax.adam(1e-3), keep_zeros())
+    named = {"whole": model, "pruned": trained_on(pruned._replace(training=None), known.leave_last(), held, 12)}
+    found = bills(named, known, test)
+    found["pruned"]["zeros of each"] = zeros_of(named["pruned"])
+    record("compressed_models", {"SASRec on ML-1M, 80 % of the layers pruned": found})
+
+
 SMALLER = {
     "half the neurons and head widths": {"hidden": 32, "head_width": 32},
     "one block of two": {"blocks": 1},

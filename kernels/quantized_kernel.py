@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from . import int8
+from .product_rows import ProductRows
 from .quantized_rows import QuantizedRows, to_bytes, unpacked
 
 Activations = Literal["float", "dynamic", "static"]
@@ -76,3 +77,8 @@ class QuantizedKernel:
                 totals = jnp.sum(codes, axis=1, dtype=jnp.int32).astype(jnp.float32) * scales
                 found += totals[:, None] * rows.offsets[None, :]
         return found.reshape(*x.shape[:-1], -1)
+
+
+def is_quantized(leaf: object) -> bool:
+    """Whether it is an array in fewer bits."""
+    return isinstance(leaf, ProductRows | QuantizedKernel | QuantizedRows)

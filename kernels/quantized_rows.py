@@ -35,8 +35,7 @@ class QuantizedRows:
     - `exact` is float32 `[n, columns]`: further columns as they are, such as biases.
     - `width` is how many columns the codes have.
 
-    It is indexed as an array is: by ids it gives their rows as numbers, by a slice rows as they are stored, by `...`
-    itself.
+    An array of ids as index gives their rows as numbers, a slice rows as they are stored, and `...` itself.
     """
 
     codes: Array

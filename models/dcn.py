@@ -132,7 +132,7 @@ class CrossMixture(nnx.Module):
         self.core = nnx.Param(start(rngs.params(), (experts, rank, rank), param_dtype))
         self.up = nnx.Param(start(rngs.params(), (experts, rank, n), param_dtype))
         self.bias = nnx.Param(jnp.zeros(n, param_dtype))
-        self.gates = nnx.Linear(n, experts, use_bias=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.gates = Linear(n, experts, use_bias=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(self, start: Float[Array, "*batch n"], x: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         def product(equation, a, weights):

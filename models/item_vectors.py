@@ -62,9 +62,11 @@ class ItemVectors(nnx.Module):
     ):
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
         own, alone = {"init_std": init_std, **shared}, sharing is not None or products is not None
-        table = FieldEmbedding([n_items if alone else n_items + marks], width, sharing=sharing, **own)
-        self.embedding = table if products is None else None
-        parts = None if products is None else _centroids(width, *products, rngs.params(), param_dtype)
+        if sharing is not None and products is not None:
+            raise ValueError(f"vectors of items either share rows or are put together: got {sharing=} and {products=}")
+        ids = [n_items if alone else n_items + marks]
+        self.embedding = FieldEmbedding(ids, width, sharing=sharing, **own) if products is None else None
+        parts = None if products is None else _centroids(width, products, rngs, param_dtype)
         self.centroids = None if parts is None else nnx.Param(init_std * parts)
         # A mark that shared its row would be taken for an item.
         self.mark = FieldEmbedding([marks], width, **own) if marks and alone else None
@@ -135,12 +137,15 @@ class ItemVectors(nnx.Module):
         return jnp.where(known, own.astype(found.dtype), 0) + found
 
 
-def _centroids(width: int, parts: int, n_codes: int, key: PRNGKeyArray, dtype: Any) -> Array:
+def _centroids(width: int, products: tuple[int, int], rngs: nnx.Rngs, dtype: Any) -> Array:
+    if not isinstance(products, tuple | list) or len(products) != 2:
+        raise ValueError(f"{products=} must be (parts, n_codes)")
+    parts, n_codes = products
     if not 0 < parts <= width or width % parts:
         raise ValueError(f"products of {parts} parts must divide {width=}")
     if not 2 <= n_codes <= 256:
         raise ValueError(f"products of {n_codes} codes must be of 2 to 256")
-    return jax.random.normal(key, (parts, n_codes, width // parts), dtype)
+    return jax.random.normal(rngs.params(), (parts, n_codes, width // parts), dtype)
 
 
 def fused(fusion: FusionTransformer, modalities: Modalities, key: PRNGKeyArray | None) -> Array:

@@ -19,7 +19,7 @@ def inputs_of_layers(model: Any, examples: Iterable[Any]) -> dict[str, LayerInpu
 
     Args:
         model: A network, or a model that has one.
-        examples: The arguments of its calls: a tuple each, or an array where it takes one.
+        examples: The arguments of its calls: an array each, a tuple of several, or a dict of them by name.
 
     Returns:
         For each `Linear`, under its name in the network, what it was given.
@@ -34,7 +34,9 @@ def inputs_of_layers(model: Any, examples: Iterable[Any]) -> dict[str, LayerInpu
     >>> {name: (found.examples, found.gramian.shape) for name, found in seen.items()}
     {'network.layers.0': (2, (2, 2)), 'network.layers.1': (2, (4, 4))}
     """
-    network = jax.tree.map(lambda leaf: leaf, parameters_of(model))  # a copy, whose layers watch
+    if not isinstance(parameters_of(model), nnx.Module):
+        raise CompressionError(f"{type(model).__name__} has no network, and so no layers")
+    network: Any = jax.tree.map(lambda leaf: leaf, parameters_of(model))  # a copy, whose layers watch
     seen: dict[str, LayerInputs] = {}
 
     def watch(name: str) -> Any:
@@ -54,7 +56,10 @@ def inputs_of_layers(model: Any, examples: Iterable[Any]) -> dict[str, LayerInpu
             module.watch = watch(".".join(map(str, path)))
     n = 0
     for n, example in enumerate(examples, start=1):  # noqa: B007
-        network(*(example if isinstance(example, tuple) else (example,)))
+        if isinstance(example, dict):
+            network(**example)
+        else:
+            network(*(example if isinstance(example, tuple) else (example,)))
     if n == 0:
         raise CompressionError("no examples: calibration needs some, such as users that the model was trained on")
     if not seen:

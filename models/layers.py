@@ -166,6 +166,7 @@ class Linear(nnx.Module):
     Args:
         n_in, n_out: Widths.
         kernel_init, bias_init: Draw W and b; if None W as LeCun et al. 1998, and b is 0.
+        use_bias: Whether there is a b.
         dtype: Of the products; that of what they are made of if None. Sums are float32.
         param_dtype: Of the weights.
         implementation: See `kernels.op.dispatch`; "reference" where a mesh shares the batch.
@@ -182,6 +183,7 @@ class Linear(nnx.Module):
         *,
         kernel_init: Initializer | None = None,
         bias_init: Initializer | None = None,
+        use_bias: bool = True,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         implementation: Implementation = "auto",
@@ -190,7 +192,8 @@ class Linear(nnx.Module):
         start = nnx.initializers.lecun_normal() if kernel_init is None else kernel_init
         self.kernel = nnx.Param(start(rngs.params(), (n_in, n_out), param_dtype))
         start = nnx.initializers.zeros if bias_init is None else bias_init
-        self.bias = nnx.Param(start(rngs.params(), (n_out,), param_dtype))
+        self.bias = nnx.Param(start(rngs.params(), (n_out,), param_dtype)) if use_bias else None
+        self.n_out = n_out
         self.watch: Callable[[Array], None] | None = None  # is shown what the layer is given; see `layer_inputs`
         self.dtype = dtype
         self.implementation: Implementation = implementation
@@ -202,7 +205,7 @@ class Linear(nnx.Module):
         kernel = self.kernel[...]
         if isinstance(kernel, QuantizedKernel):
             found = kernel.product(x)
-            found += jnp.broadcast_to(self.bias[...], found.shape)
+            found += jnp.broadcast_to(self.weights()[1], found.shape)
             return found if self.dtype is None else found.astype(self.dtype)
         return network(self._cast(x), [self.weights()], implementation=self.implementation)
 
@@ -213,6 +216,8 @@ class Linear(nnx.Module):
 
     def of_parts(self, *parts: Float[Array, "*batch _"]) -> Float[Array, "*batch n_out"]:
         """That of x in parts of its columns, which nothing lays side by side: for few columns of the result."""
+        if self.alone:
+            return self(jnp.concatenate(parts, axis=-1))
         ends = np.cumsum([part.shape[-1] for part in parts])
         (kernel, bias), total = self.weights(), jnp.float32(0)
         for part, weights in zip(parts, jnp.split(kernel, ends[:-1]), strict=True):
@@ -225,7 +230,8 @@ class Linear(nnx.Module):
         kernel = self.kernel[...]
         if isinstance(kernel, QuantizedKernel):
             kernel = kernel.floats()
-        return self._cast(kernel), self._cast(self.bias[...])
+        bias = jnp.zeros(self.n_out, kernel.dtype) if self.bias is None else self.bias[...]
+        return self._cast(kernel), self._cast(bias)
 
     def _cast(self, array: Any) -> Array:
         return jnp.asarray(array, self.dtype)

@@ -11,7 +11,8 @@ import numpy as np
 from flax import nnx
 
 from ..engine.compression import CompressionError, LayerInputs
-from ..engine.compression.parameters import is_quantized, name_of, named, with_parameters
+from ..engine.compression.layer_inputs import inputs_of
+from ..engine.compression.parameters import name_of, named, require_numbers, with_parameters
 from .layers import Dense
 from .sequential import BERT4Rec, SASRec
 from .trained import Blueprint
@@ -47,23 +48,23 @@ def shrink(
         A model of the same type, without the state of its optimizer, whose `blueprint` has the new sizes.
 
     Raises:
-        CompressionError: A model without a network, nothing to be made smaller or a size that is not below what there
-            is, a size that this network does not have, quantized parameters, or inputs of other layers.
+        CompressionError: A model without a network, nothing to be made smaller, a size that is not below what there is
+            (of neurons, above), one that this network does not have, quantized parameters, or inputs of another model.
 
     Source: neurons, Li et al. 2017, "Pruning Filters for Efficient ConvNets"; heads, Michel et al. 2019, "Are Sixteen
     Heads Really Better than One?"; ranks, Eckart, Young 1936, "The approximation of one matrix by another of lower
     rank".
     """
     if not hasattr(model, "blueprint"):
-        raise CompressionError(f"{type(model).__name__} has no network to make smaller; truncate makes factors so")
+        raise CompressionError(
+            f"{type(model).__name__} is no model with a network, such as SequenceNetwork; truncate is for factors"
+        )
     sizes = {"heads": heads, "head_width": head_width, "width": width, "blocks": blocks}
-    asked = {name: size for name, size in sizes.items() if size is not None}
+    asked: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
     if not asked and hidden is None:
         raise CompressionError("nothing to be made smaller: give hidden, heads, head_width, width or blocks")
     network = jax.tree.map(lambda leaf: leaf, model.network)  # a copy, to be cut down
-    for name, leaf in named(network).items():
-        if is_quantized(leaf):
-            raise CompressionError(f"{name} is quantized: make the network smaller first, then quantize")
+    require_numbers(network, "make the network smaller first, then quantize")
     of_blocks = isinstance(network, SASRec | BERT4Rec)
     if asked and not of_blocks:
         raise CompressionError(f"{type(network).__name__} can be given less hidden alone; SASRec and BERT4Rec more")
@@ -73,7 +74,7 @@ def shrink(
         for block in network.encoder.blocks:
             _smaller_heads(block.attention, heads, head_width)
     if hidden is not None:
-        widths = (hidden,) if isinstance(hidden, int) else tuple(hidden)
+        widths = tuple(map(int, np.atleast_1d(hidden)))
         for name, dense in _denses(network):
             _fewer_neurons(name, dense, _hidden_of(dense, widths, type(network).__name__), inputs)
         asked["hidden"] = widths[0] if of_blocks else widths
@@ -101,6 +102,7 @@ def share_blocks(model: Any) -> Any:
         raise CompressionError(f"{type(network or model).__name__} has no blocks to share; SASRec and BERT4Rec have")
     if len(network.encoder.blocks) < 2:
         raise CompressionError("the blocks are shared already, or there is but one")
+    require_numbers(network, "share its blocks first, then quantize")
     network = jax.tree.map(lambda leaf: leaf, network)
     mean = jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]) / len(leaves), *network.encoder.blocks)
     network.encoder.blocks = nnx.List([mean])
@@ -111,11 +113,13 @@ def share_blocks(model: Any) -> Any:
 def _as_built(plan: Blueprint, network: Any) -> Any:
     """The parameters of a network that was cut down, in one that is built as small."""
     shape, leaves = jax.eval_shape(plan.build, jax.random.key(0)), named(network)
+    if leaves.keys() != named(shape).keys():
+        raise CompressionError(f"{plan.network} cannot be cut so: its layers would not be as many as they are")
 
     def leaf(path: Any, expected: Any) -> Any:
-        found = leaves.get(name_of(path))
-        if found is None or found.shape != expected.shape:
-            sizes = "is gone" if found is None else f"is {list(found.shape)} and must be {list(expected.shape)}"
+        found = leaves[name_of(path)]
+        if found.shape != expected.shape:
+            sizes = f"is {list(found.shape)} and must be {list(expected.shape)}"
             raise CompressionError(f"{plan.network} cannot be cut so: {name_of(path)} {sizes}")
         return found
 
@@ -137,8 +141,9 @@ def _fewer_blocks(encoder: Encoder, blocks: int) -> None:
 def _denses(network: Any) -> list[tuple[str, Dense]]:
     """All dense networks with something between their first and last layer."""
     found = [(".".join(map(str, path)), node) for path, node in nnx.iter_graph(network) if isinstance(node, Dense)]
-    # What is fused of content has settings of its own.
-    found = [(name, dense) for name, dense in found if len(dense.layers) > 1 and "fusion" not in name.split(".")]
+    # Some have settings of their own.
+    others = {"attention", "bottom", "fusion"}
+    found = [(name, dense) for name, dense in found if len(dense.layers) > 1 and others.isdisjoint(name.split("."))]
     if not found:
         raise CompressionError(f"{type(network).__name__} has no dense layers with anything between them")
     return found
@@ -161,16 +166,14 @@ def _hidden_of(dense: Dense, hidden: tuple[int, ...], network: str) -> tuple[int
 
 def _fewer_neurons(name: str, dense: Dense, sizes: tuple[int, ...], inputs: Mapping[str, LayerInputs] | None) -> None:
     for number, size in enumerate(sizes):
-        first, second = dense.layers[number], dense.layers[number + 1]
+        first: Any = dense.layers[number]
+        second: Any = dense.layers[number + 1]
         kernel, bias, after = (
             np.asarray(array[...], np.float32) for array in (first.kernel, first.bias, second.kernel)
         )
         reach = np.sqrt((kernel**2).sum(axis=0) + bias**2)
         if inputs is not None:
-            layer = f"{name}.layers.{number + 1}"
-            if layer not in inputs:
-                raise CompressionError(f"no input of {layer} was seen; inputs are there of {', '.join(sorted(inputs))}")
-            reach = np.sqrt(np.diag(inputs[layer].gramian))
+            reach = np.sqrt(np.diag(inputs_of(f"{name}.layers.{number + 1}", inputs, len(after)).gramian))
         kept = _largest(reach * np.linalg.norm(after, axis=1), size)
         first.kernel, first.bias = nnx.Param(first.kernel[...][:, kept]), nnx.Param(first.bias[...][kept])
         second.kernel = nnx.Param(second.kernel[...][kept])
@@ -185,7 +188,7 @@ def _inner(attention: SelfAttention) -> int:
     return attention.output.kernel.shape[0] // attention.heads
 
 
-def _smaller_heads(attention: SelfAttention, heads: int | None, head_width: int | None) -> None:
+def _smaller_heads(attention: Any, heads: int | None, head_width: int | None) -> None:
     inner, n = _inner(attention), attention.heads
     # [1 + width, 3, heads, inner]: the bias is one more row.
     weights = np.concatenate([np.asarray(attention.inputs.kernel[...]), np.asarray(attention.inputs.bias[...])[None]])

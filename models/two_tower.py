@@ -16,7 +16,7 @@ from ..kernels.csr import CSR
 from ..kernels.op import Implementation
 from .fusion import FusionSettings, FusionTransformer
 from .item_vectors import fused
-from .layers import Dense, FieldEmbedding, Sharing
+from .layers import Dense, FieldEmbedding, Linear, Sharing
 
 
 class TwoTower(nnx.Module):
@@ -93,8 +93,7 @@ class TwoTower(nnx.Module):
         self.bias = None if item_bias is False else FieldEmbedding(item_sizes[:1], 1, **of_item)
         if self.bias is not None and item_bias is not True:
             _begin("item_bias", self.bias, jnp.asarray(item_bias, param_dtype)[:, None])
-        linear = {"preferred_element_type": jnp.float32, **dtypes, "rngs": rngs}
-        self.projection = nnx.Linear(width, width, use_bias=False, **linear) if history else None
+        self.projection = Linear(width, width, use_bias=False, **shared) if history else None
         tower = {"linear_end": True, "dropout": dropout, **shared}
         parts = len(user_sizes) + history
         self.user_tower = Dense([parts * width, *hidden, width], **tower) if len(hidden) else None

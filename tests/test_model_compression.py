@@ -21,7 +21,7 @@ from affinax.engine.compression import (
 from affinax.engine.compression.parameters import compressible
 from affinax.engine.compression.second_order import rounded_by_inputs
 from affinax.engine.data import Interactions
-from affinax.engine.factorization import Factors, ImplicitObjective
+from affinax.engine.factorization import Factors, ImplicitObjective, fit, implicit_als
 from affinax.engine.retrieval import fold_in, predict, recommend, similar_items
 from affinax.kernels.int8 import product
 from affinax.kernels.quantized_rows import to_bytes
@@ -228,3 +228,42 @@ def test_a_model_of_other_items(films):
     rec = afx.Recommender("popularity").fit(films)
     with pytest.raises(ValueError, match="the model has n_users=8; this recommender has 12"):
         rec.with_model(factors())
+
+
+@pytest.mark.parametrize("name", ["dcn", "two-tower", "bayesian-mf", "svd-plus-plus"])
+def test_models_of_every_kind_answer(name, films):
+    settings = {"dcn": {"rank": 4}, "two-tower": {"history": True}, "bayesian-mf": {"rank": 8}}.get(name, {})
+    rec = afx.Recommender(name, steps=1, **settings).fit(films)
+    small = rec.with_model(quantize_model(rec.model, "int8"))
+    assert len(small.recommend("u1", k=3)) == 3
+    if name != "dcn":
+        assert len(small.recommend(history=[1, 2], k=3)) == 3
+
+
+def test_models_that_are_none(films):
+    rec = afx.Recommender("popularity").fit(films)
+    for wrong in (rec, None, TABLE_OF_CODES):
+        with pytest.raises(ValueError, match="is no model; give what compression makes"):
+            rec.with_model(wrong)
+    with pytest.raises(CompressionError, match=r"Recommender is no model, but has one: give its \.model"):
+        quantize_model(rec)
+    with pytest.raises(CompressionError, match="the state is quantized, which leaves nothing to train"):
+        fit(implicit_als(16), films, key=jax.random.key(0), steps=1, state=quantize_model(factors(), "int8"))
+    with pytest.raises(CompressionError, match="Factors has no network, and so no layers"):
+        models.inputs_of_layers(factors(), [ITEMS])
+
+
+TABLE_OF_CODES = quantize(jnp.ones((3, 8)))
+
+
+def test_inputs_of_another_model():
+    """The same names, and other sizes."""
+    seen = models.inputs_of_layers(models.MLP([3, 4], width=2, hidden=[8], rngs=nnx.Rngs(1)), [jnp.zeros(2, int)])
+    with pytest.raises(CompressionError, match=r"layers\.1 has 5 inputs, and 8 were seen"):
+        quantize_model(other(), "int8", activations="static", inputs=seen)
+
+
+def test_numbers_that_are_very_large():
+    for kind, options in (("int8", {"symmetric": False}), ("bfloat16", {})):
+        rows = quantize(jnp.array([[3.4e38, -3.4e38, 0.0]]), kind, **options)
+        np.testing.assert_allclose(rows.floats()[0, :2], [3.4e38, -3.4e38], rtol=0.01)

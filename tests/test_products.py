@@ -27,6 +27,7 @@ from affinax.engine.factorization import Factors
 from affinax.engine.retrieval import recommend, top_k
 from affinax.kernels.embedding import lookup
 from affinax.models.layers import FieldEmbedding
+from affinax.options import compressed, storage_rules
 
 from .test_pruning import X
 
@@ -89,7 +90,10 @@ def test_codes_by_order():
         (lambda: quantize_products(quantize_products(TABLE, 4, 16), 4, 16), "these rows are quantized already"),
         (lambda: codes_by_order(np.array([[np.nan]]), 4), "row 0, column 0 is nan"),
         (lambda: quantize_model(Factors(TABLE, TABLE), {"items": ("product", 5)}), "items: parts=5 must divide"),
-        (lambda: quantize_model(Factors(TABLE, TABLE), {"items": ("parts", 4)}), r"must be \(\"product\", parts\)"),
+        (
+            lambda: quantize_model(Factors(TABLE, TABLE), {"items": ("parts", 4)}),
+            r"must be int8, int4, float8, bfloat16 or",
+        ),
     ],
 )
 def test_products_that_cannot_be(call, message):
@@ -189,8 +193,18 @@ def test_a_bill(fitted, halves):
         assert half == pytest.approx(1.96 * (after - before).std(ddof=1) / len(before) ** 0.5, abs=1e-7)
     assert set(whole.seconds) == {1, 256}
     assert min(small.seconds.values()) > 0
-    with pytest.raises(CompressionError, match="no models"):
+    with pytest.raises(CompressionError, match="models to compare are given by name"):
         compare({}, test, train=train)
+
+
+def test_rules_of_the_command_line():
+    """Those that are named first, then products, then the rest."""
+    wide = {"pq": 4, "dynamic": False, "clip": False, "prune": None, "rank": None}
+    model = Factors(jnp.tile(TABLE, (4, 1)), jnp.tile(TABLE, (4, 1)))
+    found = compressed(model, storage_rules(True, False, ["users=int4"]), **wide)
+    assert (found.users.kind, type(found.items)) == ("int4", ProductRows)
+    found = compressed(model, storage_rules(True, False, []), **(wide | {"pq": None}))
+    assert (found.users.kind, found.items.kind) == ("int8", "int8")
 
 
 def test_the_command_line(run, fitted, halves, tmp_path):
@@ -212,16 +226,19 @@ def test_the_command_line(run, fitted, halves, tmp_path):
     items = np.asarray(afx.Recommender.load(small).model.items)
     assert items.shape == (20, 8)
     assert (items == 0).sum() == 80
-    assert run("compress", whole, "--pq", "8", "--rule", "users=int4", "--out", small)[0] == 0
+    assert run("compress", whole, "--rule", "users=int4", "--out", small)[0] == 0
     assert afx.Recommender.load(small).model.users.kind == "int4"
     for options, message in [
         ([], "say how: --int8, --int4, --pq PARTS"),
         (["--int8", "--int4"], "give either --int8 or --int4"),
         (["--rule", "items"], "--rule 'items' must be pattern=kind"),
         (["--rule", "item=int8"], "matches none of 2 parameters; near it: items"),
+        (["--pq", "8"], "users: ('product', 8) takes 1,728 bytes, and the array itself 1,536"),
+        (["--int8", "--out", whole], "is the model itself, which stays as it is"),
+        (["--prune", "0.5", "--dynamic"], "--dynamic computes in bytes what is stored so"),
         (["--pq", "7"], "--pq 7 divides the width of no table"),
         (["--int8", "--json", "x.json"], "give --test FILE"),
     ]:
-        status, _, error = run("compress", whole, *options, "--out", small)
+        status, _, error = run("compress", whole, *(options if "--out" in options else [*options, "--out", small]))
         assert status == 2
         assert message in error

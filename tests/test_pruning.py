@@ -126,8 +126,8 @@ def test_rows_that_few_met_have_one_together(sasrec):
         (lambda: prune_n_of_m(MODEL, 1, 3, where="items"), CompressionError, "8 columns, which are no multiple of m=3"),
         (lambda: prune_n_of_m(MODEL, 2, 2), ValueError, "n=2 must be above 0 and below m=2"),
         (lambda: prune_gradually(0.5, begin=3, end=3), ValueError, "begin=3 must be at least 0 and below end=3"),
-        (lambda: truncate(MODEL, 8), CompressionError, "rank=8 must be above 0 and below 8"),
-        (lambda: truncate(quantize_model(MODEL, "int8"), 2), CompressionError, "before they are quantized"),
+        (lambda: truncate(MODEL, 8), CompressionError, "rank=8 must be a whole number above 0 and below 6"),
+        (lambda: truncate(quantize_model(MODEL, "int8"), 2), CompressionError, "truncate the factors first"),
     ],
 )
 def test_what_cannot_be_pruned(call, error, message):
@@ -240,6 +240,16 @@ def test_neurons_that_say_nothing_go_first():
     np.testing.assert_allclose(small.network(fields), network(fields), rtol=1e-5)
 
 
+def test_layers_are_as_many_as_before():
+    """Widths that would leave one out are refused, those that all layers have are taken."""
+    plan = models.trained.Blueprint.of(models.DCN, sizes=(5, 4), width=4, hidden=(8, 4))
+    tables = jnp.arange(5)[:, None], jnp.arange(4)[:, None], jnp.float32(0)
+    model = models.PairNetwork(plan.build(jax.random.key(0)), plan, *tables)
+    with pytest.raises(CompressionError, match="layers would not be as many"):
+        models.shrink(model, hidden=4)
+    assert models.shrink(model, hidden=(3, 4)).network.network.layers[1].kernel.shape == (3, 4)
+
+
 def test_shared_blocks(sasrec):
     shared = models.share_blocks(sasrec)
     sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(m.network.encoder.blocks)) for m in (shared, sasrec)]
@@ -247,6 +257,8 @@ def test_shared_blocks(sasrec):
     assert shared.queries(jnp.arange(3)).shape == (3, 16)
     with pytest.raises(CompressionError, match="shared already"):
         models.share_blocks(shared)
+    with pytest.raises(CompressionError, match="share its blocks first, then quantize"):
+        models.share_blocks(quantize_model(sasrec, "int8"))
     with pytest.raises(CompressionError, match="share their parameters"):
         models.shrink(shared, blocks=1)
 
@@ -269,7 +281,7 @@ def test_sizes_that_cannot_be(sizes, message, sasrec):
 def test_models_that_cannot_be_smaller(sasrec):
     with pytest.raises(CompressionError, match="quantized: make the network smaller first"):
         models.shrink(quantize_model(sasrec, "int8"), heads=1)
-    with pytest.raises(CompressionError, match="Factors has no network"):
+    with pytest.raises(CompressionError, match="truncate is for factors"):
         models.shrink(MODEL, hidden=3)
     with pytest.raises(CompressionError, match="Factors has no blocks"):
         models.share_blocks(MODEL)
@@ -326,6 +338,8 @@ def test_distilled():
     )
     assert not np.any(jax.grad(lambda teacher: distill(student, teacher))(teacher))
     some = jnp.arange(7) < 3
+    none = jnp.arange(4)[:, None] == jnp.zeros((1, 7))  # of the first row alone
+    np.testing.assert_allclose(distill(student, teacher, where=none), distill(student[:1], teacher[:1]), rtol=1e-5)
     among = distill(student, teacher, where=jnp.broadcast_to(some, student.shape))
     np.testing.assert_allclose(among, distill(student[:, :3], teacher[:, :3]), rtol=1e-5)
     with pytest.raises(ValueError, match="must be alike"):

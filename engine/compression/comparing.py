@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..data.interactions import Interactions
+from ..data.sequences import Sequences
 from ..errors import CompressionError
 from ..evaluation.protocols import Evaluation, evaluate
 from ..retrieval.search import recommend
@@ -50,7 +51,7 @@ def compare(
     models: Mapping[str, Any],
     test: Interactions,
     *,
-    train: Interactions,
+    train: Interactions | Sequences,
     k: int = 10,
     names: Sequence[str] = ("ndcg", "recall", "hit_rate"),
     batches: Sequence[int] = (1, 256),
@@ -82,11 +83,16 @@ def compare(
     >>> (whole.memory, small.memory), small.changes["ndcg_at_1"]
     ((208, 88), (0.0, 0.0))
     """
-    if not models:
-        raise CompressionError("no models to compare")
+    if not isinstance(models, Mapping) or not models:
+        raise CompressionError("models to compare are given by name: {name: model}, the whole one first")
+    if min(batches, default=1) < 1:
+        raise CompressionError(f"{batches=} must be at least 1 each")
+    if isinstance(train, Sequences):
+        train = train.interactions()
     bills: list[Bill] = []
     users = np.flatnonzero(np.diff(test.indptr))
     for name, model in models.items():
+        parameters_of(model)  # which refuses a recommender
         found = evaluate(model, test, train=train, k=k, names=names)
         first = bills[0].evaluation if bills else found
         arrays = arrays_of(model)

@@ -21,7 +21,7 @@ def distill(
     Args:
         student, teacher: Logits of the same items.
         temperature: T: above 1 less likely items count for more.
-        where: Which items count; all if None.
+        where: Which items count; all if None. A row of none counts for nothing.
 
     Raises:
         ValueError: Shapes that differ, or a temperature that is not above 0.
@@ -38,7 +38,7 @@ def distill(
         raise ValueError(f"{temperature=} must be above 0")
     teacher = jax.lax.stop_gradient(teacher)
     own, other = (jax.nn.log_softmax(a.astype(jnp.float32) / temperature, where=where) for a in (student, teacher))
-    terms = jnp.exp(other) * (other - own)
-    if where is not None:
-        terms = jnp.where(where, terms, 0.0)
-    return temperature**2 * jnp.mean(jnp.sum(terms, axis=-1))
+    likely = jnp.exp(other) > 0 if where is None else where & (jnp.exp(other) > 0)
+    terms = jnp.where(likely, jnp.exp(other) * (jnp.where(likely, other, 0.0) - jnp.where(likely, own, 0.0)), 0.0)
+    rows = jnp.sum(jnp.any(likely, axis=-1))
+    return temperature**2 * jnp.sum(terms) / jnp.maximum(rows, 1)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+
+from ..errors import CompressionError
 
 
 class LayerInputs(NamedTuple):
@@ -25,3 +28,22 @@ class LayerInputs(NamedTuple):
         examples = self.examples + other.examples
         gramian = (self.examples * self.gramian + other.examples * other.gramian) / examples
         return LayerInputs(examples, gramian, max(self.reach, other.reach))
+
+
+def inputs_of(layer: str, inputs: Mapping[str, LayerInputs], n_in: int) -> LayerInputs:
+    """What a layer of so many inputs was given.
+
+    Raises:
+        CompressionError: Nothing was seen of it, or of as many inputs.
+    """
+    if layer not in inputs:
+        raise CompressionError(
+            f"no input of {layer} was seen; inputs are there of {', '.join(sorted(inputs)) or 'none'}"
+        )
+    found = inputs[layer]
+    if found.gramian.shape != (n_in, n_in):
+        seen = len(found.gramian)
+        raise CompressionError(
+            f"{layer} has {n_in} inputs, and {seen} were seen: see inputs_of_layers of this model anew"
+        )
+    return found

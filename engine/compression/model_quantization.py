@@ -7,10 +7,10 @@ from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 
-from ...kernels.quantized_kernel import Activations, QuantizedKernel
+from ...kernels.quantized_kernel import Activations, QuantizedKernel, is_quantized
 from ..errors import CompressionError
-from .layer_inputs import LayerInputs
-from .parameters import chosen, compressible, is_kernel, is_quantized, parameters_of, replaced, with_parameters
+from .layer_inputs import LayerInputs, inputs_of
+from .parameters import chosen, compressible, is_kernel, parameters_of, replaced, with_parameters
 from .product_codes import quantize_products
 from .quantization import Clip, Kind, quantize
 from .second_order import rounded_by_inputs
@@ -31,8 +31,8 @@ def quantize_model(
 ) -> Any:
     """A trained model with its tables of vectors and matrices of dense layers in fewer bits, which answers as before.
 
-    It is of the same type, without the state of its optimizer; all that is no such table or matrix, biases among it,
-    stays as it is.
+    It is of the same type, without the state of its optimizer. All that is no such table or matrix, biases among it,
+    stays as it is, and so does an array that would not be smaller, unless it has a rule of its own.
 
     Args:
         model: `Factors`, a network of `affinax.models`, or a model that has one.
@@ -46,9 +46,9 @@ def quantize_model(
         inputs: What `models.inputs_of_layers` saw of each dense layer.
 
     Raises:
-        CompressionError: Nothing to quantize, a pattern that matches nothing (nearest names are offered), parameters
-            that are quantized already or not finite, inputs missing where they are needed, or bytes as inputs of
-            matrices that are none.
+        CompressionError: Nothing to quantize, a pattern that matches nothing (nearest names are offered), an array
+            with a rule of its own that would not be smaller, parameters that are quantized already or not finite,
+            inputs that are missing or of another model, or bytes as inputs of matrices that are none.
         ValueError: An unknown choice.
 
     Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
@@ -73,24 +73,35 @@ def quantize_model(
         if is_quantized(leaf):
             raise CompressionError(f"{name} is quantized already; dequantize the model first")
         try:
-            if isinstance(kind, tuple):
-                new[name] = _products(name, leaf, kind)
+            if isinstance(kind, tuple | list) or kind == "product":
+                new[name] = _products(name, leaf, (kind,) if kind == "product" else kind)
             elif not is_kernel(name):
-                new[name] = _smaller(quantize(leaf, kind, symmetric=symmetric, clip=clip), leaf)
+                new[name] = quantize(leaf, kind, symmetric=symmetric, clip=clip)
             else:
-                seen = _inputs_of(name, inputs, activations == "static" or rounding == "inputs")
+                needed = activations == "static" or rounding == "inputs"
+                if needed and not inputs:
+                    raise CompressionError(
+                        "static activations and rounding by inputs need inputs: those of models.inputs_of_layers"
+                    )
+                seen = inputs_of(name.rpartition(".")[0], inputs, leaf.shape[0]) if needed and inputs else None
                 new[name] = _kernel(leaf, kind, symmetric, clip, activations, rounding, seen)
+            if new[name].nbytes >= leaf.nbytes:
+                if isinstance(rules, Mapping) and name in rules:
+                    raise CompressionError(
+                        f"{kind} takes {new[name].nbytes:,} bytes, and the array itself {leaf.nbytes:,}"
+                    )
+                del new[name]  # of few columns a scale takes more than codes save
         except CompressionError as error:
             raise CompressionError(f"{name}: {error}") from None
     return with_parameters(model, replaced(parameters, new))
 
 
-def _products(name: str, table: Any, kind: tuple[str, int]) -> Any:
+def _products(name: str, table: Any, kind: Any) -> Any:
     if len(kind) != 2 or kind[0] != "product":
-        raise CompressionError(f'{kind} must be ("product", parts)')
+        raise CompressionError(f'{kind} must be int8, int4, float8, bfloat16 or ("product", parts)')
     if is_kernel(name):
         raise CompressionError("products are for tables of vectors, and not for matrices of dense layers")
-    return _smaller(quantize_products(table, kind[1], min(256, table.shape[0])), table)
+    return quantize_products(table, kind[1], min(256, table.shape[0]))
 
 
 def _kernel(
@@ -108,22 +119,4 @@ def _kernel(
     if rounding == "inputs" and seen is not None:
         rows = rounded_by_inputs(kernel.T, rows, seen.gramian)
     reach = jnp.float32(seen.reach or 1.0) if activations == "static" and seen is not None else None
-    return _smaller(QuantizedKernel(rows, reach, activations), kernel)
-
-
-def _smaller(quantized: Any, as_it_was: Any) -> Any:
-    """Of few columns a scale takes more than codes save."""
-    return quantized if quantized.nbytes < as_it_was.nbytes else as_it_was
-
-
-def _inputs_of(name: str, inputs: Mapping[str, LayerInputs] | None, needed: bool) -> LayerInputs | None:
-    if not needed:
-        return None
-    layer = name.rpartition(".")[0]
-    if not inputs:
-        raise CompressionError(
-            "static activations and rounding by inputs need inputs: those of models.inputs_of_layers"
-        )
-    if layer not in inputs:
-        raise CompressionError(f"no input of {layer} was seen; inputs are there of {', '.join(sorted(inputs))}")
-    return inputs[layer]
+    return QuantizedKernel(rows, reach, activations)

@@ -10,26 +10,30 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from ...kernels.product_rows import ProductRows
-from ...kernels.quantized_kernel import QuantizedKernel
-from ...kernels.quantized_rows import QuantizedRows
+from ...kernels.quantized_kernel import is_quantized
 from ..errors import CompressionError
 
 T = TypeVar("T")
-_FOR_TRAINING = ("training", "slots")  # fields of models that no score needs
-_TABLES, KERNEL = ("users", "items", "table"), "kernel"
+FOR_TRAINING = ("training", "slots")  # fields of models that no score needs
+_TABLES, KERNEL = ("users", "items", "own", "feedback", "table"), "kernel"
 
 
 def parameters_of(model: Any) -> Any:
-    """The pytree of what a model has learned: its network, or the model itself where it has none."""
+    """The pytree of what a model has learned: its network, or the model itself where it has none.
+
+    Raises:
+        CompressionError: A `Recommender`, whose `model` it is.
+    """
+    if hasattr(model, "model") and hasattr(model, "algorithm"):
+        raise CompressionError(f"{type(model).__name__} is no model, but has one: give its .model")
     return model.network if _has_network(model) else model
 
 
-def with_parameters(model: Any, parameters: Any) -> Any:
-    """A model with other parameters, and without what only training needs, which belongs to those it had."""
+def with_parameters(model: Any, parameters: Any, without: tuple[str, ...] = FOR_TRAINING) -> Any:
+    """A model with other parameters, and without what only training needs, where that belongs to those it had."""
     if not hasattr(model, "_replace"):
         return parameters
-    gone = {name: None for name in _FOR_TRAINING if name in model._fields}
+    gone = {name: None for name in without if name in model._fields}
     return model._replace(network=parameters, **gone) if _has_network(model) else parameters._replace(**gone)
 
 
@@ -45,23 +49,25 @@ def replaced(parameters: Any, new: Mapping[str, Any]) -> Any:
     )
 
 
-def is_quantized(leaf: Any) -> bool:
-    """Whether it is an array in fewer bits."""
-    return isinstance(leaf, ProductRows | QuantizedKernel | QuantizedRows)
-
-
 def compressible(parameters: Any) -> dict[str, Any]:
     """The tables of vectors and the matrices of dense layers, by name."""
     return {
         name: leaf
         for name, leaf in named(parameters).items()
-        if name.rpartition(".")[2] in (*_TABLES, KERNEL) and (is_quantized(leaf) or _is_matrix(leaf))
+        if name.rpartition(".")[2] in (*_TABLES, KERNEL) and not name.startswith("chain.")
+        # One column is a bias or a weight of each row.
+        if _is_matrix(leaf) and (is_kernel(name) or leaf.shape[1] > 1)
     }
 
 
 def tables_of(model: Any) -> dict[str, Any]:
     """The tables of vectors of a model, by name."""
     return {name: leaf for name, leaf in compressible(parameters_of(model)).items() if not is_kernel(name)}
+
+
+def rows_in_use(table: Any) -> Any:
+    """How many rows come before those of 0 that a table ends with: these are nobody's, and only there for a mesh."""
+    return jnp.max(jnp.where(jnp.any(table != 0, axis=1), jnp.arange(1, table.shape[0] + 1), 0))
 
 
 def is_kernel(name: str) -> bool:
@@ -78,7 +84,8 @@ def chosen(names: Iterable[str], rules: T | Mapping[str, T]) -> dict[str, T]:
             that alone, for all.
 
     Raises:
-        CompressionError: No parameter at all, or a pattern that matches none: nearest names are offered.
+        CompressionError: No parameter at all, a pattern that matches none (nearest names are offered), or none that
+            those before it leave.
 
     >>> chosen(["items.table", "dense.kernel", "end.kernel"], {"end.*": 4, "*.kernel": 8})
     {'dense.kernel': 8, 'end.kernel': 4}
@@ -90,13 +97,23 @@ def chosen(names: Iterable[str], rules: T | Mapping[str, T]) -> dict[str, T]:
     if not given:
         raise CompressionError(f"no rules; patterns of names are accepted, such as {names[0]!r} or '*'")
     for pattern in given:
-        if not fnmatch.filter(names, pattern):
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
             raise CompressionError(
                 f"pattern {pattern!r} matches none of {len(names)} parameters; near it: {', '.join(near)}"
             )
     found = {name: next((p for p in given if fnmatch.fnmatchcase(name, p)), None) for name in names}
+    for pattern in given:
+        if pattern != "*" and pattern not in found.values():
+            raise CompressionError(f"pattern {pattern!r} is never reached: those before it match all that it matches")
     return {name: given[pattern] for name, pattern in found.items() if pattern is not None}
+
+
+def require_numbers(parameters: Any, then: str) -> None:
+    """Raises CompressionError where an array is quantized, with what is to be done first."""
+    for name, leaf in named(parameters).items():
+        if is_quantized(leaf):
+            raise CompressionError(f"{name} is quantized: {then}")
 
 
 def name_of(path: Any) -> str:
@@ -111,4 +128,6 @@ def _has_network(model: Any) -> bool:
 
 
 def _is_matrix(leaf: Any) -> bool:
+    if is_quantized(leaf):
+        return True
     return getattr(leaf, "ndim", 0) == 2 and leaf.size > 0 and jnp.issubdtype(leaf.dtype, jnp.floating)

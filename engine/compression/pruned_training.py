@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int32
 
-from .parameters import chosen, compressible, named, replaced
+from .parameters import chosen, compressible, is_kernel, named, replaced, rows_in_use
 from .pruning import largest
 
 if TYPE_CHECKING:
@@ -96,6 +96,9 @@ def prune_gradually(
             for name, mask in kept.items():
                 size = jnp.where(mask, jnp.abs(moved[name].astype(jnp.float32)), -1.0)  # what is gone stays gone
                 part = shares[name] * (1 - (1 - done) ** 3)
+                if not is_kernel(name):  # rows that are nobody's go besides
+                    used = rows_in_use(now[name]) / mask.shape[0]
+                    part = part * used + 1 - used
                 found[name] = largest(size.reshape(-1), part).reshape(mask.shape) & mask
             return found
 

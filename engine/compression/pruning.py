@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ...kernels.product_rows import ProductRows
+from ...kernels.quantized_kernel import is_quantized
 from ..errors import CompressionError
-from .layer_inputs import LayerInputs
-from .parameters import chosen, compressible, is_kernel, is_quantized, parameters_of, replaced, with_parameters
+from .layer_inputs import LayerInputs, inputs_of
+from .parameters import chosen, compressible, is_kernel, parameters_of, replaced, rows_in_use, with_parameters
 
 Among = Literal["all", "layer", "output"]
 
@@ -26,7 +27,8 @@ def prune(
 ) -> Any:
     """A model whose weights of least magnitude are 0.
 
-    It keeps its shapes; `keep_zeros` holds the zeros while it is trained on.
+    It keeps its shapes and bytes; `keep_zeros` holds the zeros while it is trained on. Rows of 0 that a table ends with
+    are nobody's and do not count.
 
     Args:
         model: `Factors`, a network, or a model that has one.
@@ -54,28 +56,25 @@ def prune(
         raise ValueError(f"{among=} must be one of {get_args(Among)}")
     parameters = parameters_of(model)
     shares = prunable(parameters, share)
-    scores = {name: _score(name, leaf, inputs) for name, (leaf, _) in shares.items()}
+    scores = {name: _score(name, in_use(name, leaf), inputs) for name, (leaf, _) in shares.items()}
+    kept: dict[str, Array] = {}
     if among == "all":
-        cut = {}
         for part in {part for _, part in shares.values()}:
             names = [name for name, (_, own) in shares.items() if own == part]
             together = jnp.concatenate([scores[name].reshape(-1) for name in names])
             ends = np.cumsum([scores[name].size for name in names])
-            kept = jnp.split(largest(together, part), ends[:-1])
-            cut |= {name: mask.reshape(scores[name].shape) for name, mask in zip(names, kept, strict=True)}
-    elif among == "layer":
-        cut = {
-            name: largest(scores[name].reshape(-1), part).reshape(leaf.shape) for name, (leaf, part) in shares.items()
-        }
-    else:
-        cut = {}
-        for name, (_, part) in shares.items():
-            rows = scores[name].T if is_kernel(name) else scores[name]
-            kept = largest(rows, part)
-            cut[name] = kept.T if is_kernel(name) else kept
-    return with_parameters(
-        model, replaced(parameters, {name: jnp.where(cut[name], leaf, 0) for name, (leaf, _) in shares.items()})
-    )
+            masks = jnp.split(largest(together, part), ends[:-1])
+            kept |= {name: mask.reshape(scores[name].shape) for name, mask in zip(names, masks, strict=True)}
+    for name, (_, part) in shares.items() if among != "all" else ():
+        score = scores[name]
+        if among == "layer":
+            kept[name] = largest(score.reshape(-1), part).reshape(score.shape)
+        else:
+            kept[name] = largest(score.T, part).T if is_kernel(name) else largest(score, part)
+    new = {
+        name: leaf.at[: len(kept[name])].multiply(kept[name].astype(leaf.dtype)) for name, (leaf, _) in shares.items()
+    }
+    return with_parameters(model, replaced(parameters, new), without=("training",))
 
 
 def prune_n_of_m(
@@ -118,7 +117,7 @@ def prune_n_of_m(
             raise CompressionError(f"{name} has {rows.shape[1]} {what}, which are no multiple of {m=}")
         kept = largest(rows.reshape(-1, m), 1 - n / m).reshape(rows.shape)
         new[name] = jnp.where(kept.T if is_kernel(name) else kept, leaf, 0)
-    return with_parameters(model, replaced(parameters, new))
+    return with_parameters(model, replaced(parameters, new), without=("training",))
 
 
 def prune_rows(model: Any, kept: Mapping[str, Any]) -> Any:
@@ -128,7 +127,8 @@ def prune_rows(model: Any, kept: Mapping[str, Any]) -> Any:
 
     Args:
         model: See `prune`.
-        kept: By patterns of the names of tables, which rows stay, bool; rows behind are those of nobody and go.
+        kept: By patterns of the names of tables, which rows stay, bool. Rows behind, such as a mask, stay too, but for
+            those of 0 that the table ends with, which are nobody's.
 
     Returns:
         The model with `ProductRows` of one part, which it answers from; they cannot be trained on or quantized.
@@ -149,7 +149,9 @@ def prune_rows(model: Any, kept: Mapping[str, Any]) -> Any:
             what = "a matrix of a dense layer" if is_kernel(name) else f"a table of {len(table)} rows"
             raise CompressionError(f"{name} is {what}: bool for its rows is accepted, got {own.dtype}{list(own.shape)}")
         _score(name, table, None)
+        own = np.append(own, np.arange(len(own), len(table)) < int(rows_in_use(table)))
         stays, gone = np.flatnonzero(own), np.flatnonzero(~own)
+        gone = gone[gone < len(masks[name])]
         shared = table[gone] if len(gone) else jnp.zeros_like(table[:1])  # of padding, if of anything
         rows = [table[stays], jnp.mean(shared, axis=0, keepdims=True)]
         places = np.full(len(table), len(stays))
@@ -160,14 +162,14 @@ def prune_rows(model: Any, kept: Mapping[str, Any]) -> Any:
 
 
 def zeros_of(model: Any) -> dict[str, float]:
-    """The share of zeros of each table and matrix of dense layers.
+    """The share of zeros of each table, in the rows that are somebody's, and of each matrix of dense layers.
 
     >>> from affinax.engine.factorization import Factors
     >>> zeros_of(Factors(jnp.ones((1, 4)), jnp.array([[4.0, 0.0, 2.0, 1.0]])))
     {'users': 0.0, 'items': 0.25}
     """
     leaves = compressible(parameters_of(model))
-    numbers = {name: leaf.floats() if is_quantized(leaf) else leaf for name, leaf in leaves.items()}
+    numbers = {name: in_use(name, leaf.floats() if is_quantized(leaf) else leaf) for name, leaf in leaves.items()}
     return {name: float(jnp.mean(array == 0)) for name, array in numbers.items()}
 
 
@@ -184,6 +186,11 @@ def prunable(parameters: Any, share: float | Mapping[str, float]) -> dict[str, t
     return found
 
 
+def in_use(name: str, leaf: Array) -> Array:
+    """A matrix of a dense layer, or the rows of a table that are somebody's; see `rows_in_use`."""
+    return leaf if is_kernel(name) else leaf[: max(int(rows_in_use(leaf)), 1)]
+
+
 def _score(name: str, leaf: Array, inputs: Mapping[str, LayerInputs] | None) -> Float[Array, "..."]:
     score = jnp.abs(leaf.astype(jnp.float32))
     if not bool(jnp.all(jnp.isfinite(score))):
@@ -191,10 +198,8 @@ def _score(name: str, leaf: Array, inputs: Mapping[str, LayerInputs] | None) -> 
         raise CompressionError(f"{name} is not finite at {place.tolist()}")
     if inputs is None or not is_kernel(name):
         return score
-    layer = name.rpartition(".")[0]
-    if layer not in inputs:
-        raise CompressionError(f"no input of {layer} was seen; inputs are there of {', '.join(sorted(inputs))}")
-    return score * jnp.sqrt(jnp.asarray(np.diag(inputs[layer].gramian), jnp.float32))[:, None]
+    seen = inputs_of(name.rpartition(".")[0], inputs, leaf.shape[0])
+    return score * jnp.sqrt(jnp.asarray(np.diag(seen.gramian), jnp.float32))[:, None]
 
 
 def largest(scores: Float[Array, "*rows n"], share: Any) -> Array:

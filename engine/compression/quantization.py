@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, get_args
 
 import jax
@@ -12,12 +11,12 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from ...kernels.quantized_kernel import is_quantized
 from ...kernels.quantized_rows import Kind, QuantizedRows, packed
 from ..errors import CompressionError
-from .parameters import is_quantized
 
 Clip = Literal["none", "search"]
-_GREATEST = {"int8": 127.0, "int4": 7.0, "float8": 448.0, "bfloat16": math.inf}  # of a code
+_GREATEST = {"int8": 127.0, "int4": 7.0, "float8": 448.0, "bfloat16": float(jnp.finfo(jnp.bfloat16).max)}  # of a code
 _FLOATS = {"float8": jnp.float8_e4m3fn, "bfloat16": jnp.bfloat16}
 _SHARES = 1.0 - 0.025 * np.arange(25, dtype=np.float32)  # of a row's range, which clipping is tried at
 
@@ -35,7 +34,7 @@ def quantize(
     Args:
         table: Finite numbers, such as the vectors of items.
         kind: Of the codes. Of "int8" a table of 64 columns takes 27 % of its bytes, of "int4", two in a byte, 14 %.
-            "float8", with 3 bits behind the leading one, is finer near 0, "bfloat16" has 7 and needs no scale; both are
+            "float8", with 3 bits behind the leading one, is finer near 0, "bfloat16" has 7 and a scale of 1; both are
             searched as float32.
         symmetric: Whether the offset is 0; else it is the middle of the row's range, of which a code has more to tell
             where the numbers of a row are not around 0.
@@ -67,7 +66,7 @@ def quantize(
     rows, kept = jnp.split(table, [table.shape[1] - exact], axis=1)
     most, width = _GREATEST[kind], rows.shape[1]
     low, high = jnp.min(rows, axis=1), jnp.max(rows, axis=1)
-    offsets = jnp.zeros_like(low) if symmetric else low + (high - low) / 2
+    offsets = jnp.zeros_like(low) if symmetric else low / 2 + high / 2
     centred = rows - offsets[:, None]
     reach = jnp.max(jnp.abs(centred), axis=1)
 
@@ -111,6 +110,10 @@ def checked_table(table: Any, exact: int) -> None:
     """Raises CompressionError for what is no table of finite numbers, or is quantized."""
     if is_quantized(table):
         raise CompressionError(f"these rows are {getattr(table, 'kind', 'quantized')} already; dequantize them first")
+    if not hasattr(table, "ndim") or jnp.iscomplexobj(table):
+        raise CompressionError(
+            f"{type(table).__name__} is no table of real numbers: an array of NumPy or JAX is accepted"
+        )
     if table.ndim != 2 or not table.size:
         raise CompressionError(f"a table of shape {list(table.shape)} has no rows of numbers")
     if not 0 <= exact < table.shape[1]:

@@ -7,16 +7,16 @@ from typing import Any
 
 from jax import lax
 
-from ...kernels.quantized_kernel import QuantizedKernel
+from ...kernels.quantized_kernel import QuantizedKernel, is_quantized
 from ..errors import CompressionError
-from .parameters import chosen, compressible, is_kernel, is_quantized, replaced
+from .parameters import chosen, compressible, is_kernel, replaced
 from .quantization import Clip, Kind, quantize
 
 
 def rounded(
     rules: Kind | Mapping[str, Kind] = "int8", *, symmetric: bool = True, clip: Clip = "none"
 ) -> Callable[[Any], Any]:
-    """A view of a network in which parameters are what `quantize_model` would make of them.
+    """A view of a network in which parameters are rounded as `quantize_model` rounds them by such rules.
 
     Its gradient is that of the network without it (straight through). It goes around the parameters in any loss,
     `loss(view(parameters), …)`, or to a builder of `affinax.models` as `view=`; a network that was trained so loses

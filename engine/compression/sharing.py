@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...kernels.quantized_rows import QuantizedRows
+from ...kernels.quantized_kernel import is_quantized
 from ..errors import CompressionError
 from ..factorization.algorithm import Factors
-from .parameters import name_of, named
+from .parameters import name_of, named, parameters_of, require_numbers
 
 
 def tie(parameters: Any, to: Mapping[str, str]) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]:
@@ -55,7 +55,7 @@ def tie(parameters: Any, to: Mapping[str, str]) -> tuple[dict[str, Any], Callabl
     for name, other in source.items():
         if other in source:
             raise CompressionError(f"{name} cannot be tied to {other}, which is tied itself")
-    shape = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), parameters)
+    shape = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), parameters, is_leaf=is_quantized)
     kept = {name: leaf for name, leaf in leaves.items() if name not in source}
 
     def whole(kept: Mapping[str, Any]) -> Any:
@@ -63,7 +63,7 @@ def tie(parameters: Any, to: Mapping[str, str]) -> tuple[dict[str, Any], Callabl
             name = name_of(path)
             return kept[source.get(name, name)]
 
-        return jax.tree_util.tree_map_with_path(leaf, shape)
+        return jax.tree_util.tree_map_with_path(leaf, shape, is_leaf=is_quantized)
 
     return kept, whole
 
@@ -87,16 +87,17 @@ def truncate(model: Factors, rank: int) -> Factors:
     >>> jnp.rint(small.users @ small.items.T).tolist()
     [[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]]
     """
-    if (
-        not isinstance(model, Factors)
-        or isinstance(model.users, QuantizedRows)
-        or isinstance(model.items, QuantizedRows)
-    ):
+    if not isinstance(parameters_of(model), Factors):
         raise CompressionError(
-            f"{type(model).__name__}: only Factors of numbers can be truncated, before they are quantized"
+            f"{type(model).__name__} has no factors to truncate; models.shrink makes networks smaller"
         )
-    if not 0 < rank < model.users.shape[1]:
-        raise CompressionError(f"{rank=} must be above 0 and below {model.users.shape[1]}, which the factors have")
+    require_numbers(model, "truncate the factors first, then quantize")
+    most = min(*model.users.shape, len(model.items))
+    if not isinstance(rank, int) or not 0 < rank < most:
+        raise CompressionError(f"{rank=} must be a whole number above 0 and below {most}, the rank of the products")
+    for side, table in (("users", model.users), ("items", model.items)):
+        if not bool(jnp.all(jnp.isfinite(table))):
+            raise CompressionError(f"the {side} have numbers that are not finite")
     (of_users, left), (of_items, right) = (jnp.linalg.qr(table) for table in (model.users, model.items))
     u, sizes, v = jnp.linalg.svd(left @ right.T, full_matrices=False)
     root = jnp.sqrt(sizes[:rank])

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
 from ...kernels.csr import CSR, SparseMatrix, entries
 from ...kernels.op import Implementation
+from ...kernels.quantized_rows import Table, floats_of, with_columns
 from .algorithm import Algorithm, Info
 from .als import joined
 from .gibbs import RowPrior, RowSystem, draw_prior, draw_rows, prior_means, prior_shapes, solved_rows
@@ -74,10 +75,10 @@ class BayesianFactors(NamedTuple):
         bias = self.mean + share * jnp.sum(self.user_bias[users], axis=1)
         return jnp.concatenate([share * self.users[users], jnp.full((bias.shape[0], 1), share), bias[:, None]], axis=1)
 
-    def item_table(self) -> Float[Array, "n_items queries_width"]:
+    def item_table(self) -> Table:
         """As `Factors.item_table`."""
-        bias = jnp.sum(self.item_bias, axis=1, keepdims=True)
-        return jnp.concatenate([self.items, bias, jnp.ones_like(bias)], axis=1)
+        bias = jnp.sum(self.item_bias, axis=1)
+        return with_columns(self.items, bias, jnp.ones_like(bias))
 
     def with_history(self, history: CSR) -> BayesianFactors:
         """The model for users of these histories: in each draw at their means, all else being as drawn."""
@@ -89,7 +90,7 @@ class BayesianFactors(NamedTuple):
             system = RowSystem(history, self._standardized(history), joined(vectors, bias), prior, noise_precision)
             return jnp.where(number < self.taken, solved_rows(system, prior_means(system)), 0.0)
 
-        vectors = self.items.reshape(-1, samples, rank).swapaxes(0, 1)
+        vectors = floats_of(self.items).reshape(-1, samples, rank).swapaxes(0, 1)
         draws = vectors, self.item_bias.T, self.user_priors, self.noise_precisions
         rows = lax.map(lambda draw: one_draw(*draw), (jnp.arange(samples), draws)).swapaxes(0, 1)
         users = rows[:, :, :rank].reshape(-1, samples * rank)

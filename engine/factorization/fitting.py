@@ -17,8 +17,9 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from ...kernels.csr import SparseMatrix
+from ...kernels.quantized_kernel import is_quantized
 from ..data.interactions import Interactions, not_interactions
-from ..errors import DivergenceError
+from ..errors import CompressionError, DivergenceError
 from ..prefetch import Prefetch
 from ..progress import Progress
 from .algorithm import Algorithm, Info
@@ -90,6 +91,7 @@ def fit(
         `(state, history)`.
 
     Raises:
+        CompressionError: A quantized `state`.
         DivergenceError: A number that is not finite; names step, side and row, and holds the state before it.
         CheckpointError: The folder holds something else, or a run of another algorithm, model or key.
         TypeError: Neither `Interactions` nor their `to_device()`, nor what the batches are cut of.
@@ -116,6 +118,8 @@ def fit(
     if state is None:
         start = algorithm.init(init_key, source.data)
     else:
+        if any(map(is_quantized, jax.tree.leaves(state, is_leaf=is_quantized))):
+            raise CompressionError("the state is quantized, which leaves nothing to train: dequantize it first")
         start = state if algorithm.resume is None else algorithm.resume(state)
     run = Run(*jax.tree.flatten(jax.tree.map(jnp.array, start)))
     saved = None

@@ -14,7 +14,7 @@ from ...kernels import least_squares, sampling
 from ...kernels import svd_plus_plus as kernel
 from ...kernels.csr import CSR, SparseMatrix, entries
 from ...kernels.op import Implementation
-from ...kernels.quantized_rows import Table
+from ...kernels.quantized_rows import Table, floats_of
 from .algorithm import Algorithm, Factors, Info
 from .als import joined, ridge, separated
 from .objectives import RatingSgd
@@ -67,11 +67,12 @@ class FeedbackFactors(NamedTuple):
         factors, objective = self.factors, self.factors.objective
         if not isinstance(objective, RatingSgd) or factors.mean is None or factors.item_bias is None:
             raise ValueError("the model was not made by svd_plus_plus")
-        given = feedback_of(history, self.feedback)
+        items = floats_of(factors.items)
+        given = feedback_of(history, floats_of(self.feedback))
         row_of, values = entries(history)
-        of_feedback = jnp.sum(given[row_of] * factors.items[history.indices], axis=-1)
+        of_feedback = jnp.sum(given[row_of] * items[history.indices], axis=-1)
         rest = values - factors.mean - factors.item_bias[history.indices] - of_feedback
-        table = joined(factors.items, jnp.ones(factors.n_items, jnp.float32))
+        table = joined(items, jnp.ones(factors.n_items, jnp.float32))
         solved = least_squares.solve(
             history.indptr,
             history.indices,
