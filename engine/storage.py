@@ -50,7 +50,8 @@ def save_arrays(folder: str | Path, arrays: dict[str, np.ndarray], content: dict
             raise ValueError(f"array name {name!r} has an ending that says how an array is stored")
         if f".{array.dtype.name}" in _SMALL_FLOATS:
             name, array = f"{name}.{array.dtype.name}", array.view(_SMALL_FLOATS[f".{array.dtype.name}"])
-        if array.dtype.kind not in "biufU" or (array.dtype.kind == "f" and array.dtype.itemsize > 8):
+        known = array.dtype.kind in "biufU" and array.dtype.isbuiltin != 2  # which those of other packages are
+        if not known or (array.dtype.kind == "f" and array.dtype.itemsize > 8):
             raise ValueError(f"array {name!r} is {array.dtype}; only numbers of up to 64 bits and text can be saved")
         parts = _text_parts(name, array) if array.dtype.kind == "U" else {"": array}
         for suffix, part in parts.items():

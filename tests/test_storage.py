@@ -63,6 +63,15 @@ def test_no_arrays_and_keys_that_are_numbers(tmp_path):
     assert load_arrays(tmp_path) == ({}, {"10": "a", "9": ["b"]})
 
 
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn])
+def test_small_floats(dtype, tmp_path):
+    array = np.array([[0.0, -1.5], [2.0**-6, 256.0]], dtype)
+    save_arrays(tmp_path, {"x": array}, {})
+    found = load_arrays(tmp_path)[0]["x"]
+    assert found.dtype == dtype
+    assert found.tobytes() == array.tobytes()
+
+
 def test_nothing_is_pickled(folder, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("pickle was used")

@@ -71,9 +71,10 @@ def prune(
             kept[name] = largest(score.reshape(-1), part).reshape(score.shape)
         else:
             kept[name] = largest(score.T, part).T if is_kernel(name) else largest(score, part)
-    new = {
-        name: leaf.at[: len(kept[name])].multiply(kept[name].astype(leaf.dtype)) for name, (leaf, _) in shares.items()
-    }
+    new = {}
+    for name, (leaf, _) in shares.items():
+        used = len(kept[name])
+        new[name] = leaf.at[:used].set(jnp.where(kept[name], leaf[:used], 0))
     return with_parameters(model, replaced(parameters, new), without=("training",))
 
 
