@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 RUN := JAX_COMPILATION_CACHE_DIR=.cache/jax
+SUITE := -m pytest -n 2 --max-worker-restart 0
 # The first Python of a later version that really runs; pyenv's folders are looked through as well.
 NEWER := $(firstword $(foreach p,python3.12 python3.13 python3.14 $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python3),$(shell $(p) -c 'import sys; sys.version_info >= (3, 12) and print("$(p)")' 2>/dev/null)))
 
@@ -13,7 +14,7 @@ demo: $(VENV)/.plot
 	$(RUN) $(PY) -m affinax demo
 
 test: $(VENV)/.dev lint
-	$(RUN) $(PY) -m pytest -n 2
+	$(RUN) $(PY) $(SUITE)
 	@$(MAKE) --no-print-directory test-newer
 
 # The same suite on a newer Python with the newest jax, where there is one besides $(PYTHON).
@@ -22,7 +23,7 @@ test-newer:
 	    echo "the suite ran on Python 3.12 or later already"; \
 	elif [ -n "$(NEWER)" ]; then \
 	    $(MAKE) --no-print-directory VENV=.venv-newer PYTHON=$(NEWER) .venv-newer/.dev && \
-	    $(RUN)-newer .venv-newer/bin/python -m pytest -n 2; \
+	    $(RUN)-newer .venv-newer/bin/python $(SUITE); \
 	else \
 	    echo "no Python 3.12 or later on this machine: the suite ran on $$($(PY) --version) alone"; \
 	fi

@@ -87,9 +87,9 @@ def fit(
     from .recommender import Recommender
     from .reporting import plot_history
 
-    if curve and not named(algorithm).steps:
-        stepwise = ", ".join(sorted(name for name, other in ALGORITHMS.items() if other.steps))
-        raise ValueError(f"--curve: {algorithm} is not trained in steps, so there is no curve; {stepwise} are")
+    if curve and not named(algorithm).epochs:
+        trained = ", ".join(sorted(name for name, other in ALGORITHMS.items() if other.epochs))
+        raise ValueError(f"--curve: {algorithm} is not trained in epochs, so there is no curve; {trained} are")
 
     parameters = parse_settings(settings or [], [algorithm])[algorithm]
     tables = {"user_features": user_features, "item_features": item_features}
@@ -185,8 +185,8 @@ def tune(
         str, typer.Option(help="Such as ndcg_at_10 or recall_at_20; rmse or mae for ratings")
     ] = "ndcg_at_10",
     split: Annotated[str, typer.Option(help="What to validate on: random, leave-last or time")] = "time",
-    steps: Annotated[int | None, typer.Option(min=1, help="The most steps; by default those of the algorithm")] = None,
-    patience: Annotated[int, typer.Option(min=1, help="Steps without a better score that end a trial")] = 3,
+    epochs: Annotated[int | None, typer.Option(min=1, help="The most epochs; by default those of the algorithm")] = None,
+    patience: Annotated[int, typer.Option(min=1, help="Epochs without a better score that end a trial")] = 3,
     columns: Columns = None,
     header: Header = None,
     missing: Missing = "error",
@@ -210,7 +210,7 @@ def tune(
     x = read_file(file, columns, header, missing, duplicates, None, **tables)
     builders = {name: builder(name, x) for name in algorithm}
     train_part, validation_part = split_file(x, split, seed, "validate")
-    most = {name: steps or named(name).steps or 1 for name in algorithm}
+    most = {name: epochs or named(name).epochs or 1 for name in algorithm}
     key = jax.random.key(seed)
     found = select(builders, points, train_part, validation_part, metric, key=key, steps=most, patience=patience)
     print_trials(found)

@@ -44,14 +44,14 @@ class Named(NamedTuple):
 
     Attributes:
         build: Takes the parameters; returns an `Algorithm`, or the model where there is nothing to iterate.
-        steps: Default number of steps, each a pass over the data; 0 where `build(interactions, **parameters)` is the
+        epochs: Default number of passes over the data; 0 where `build(interactions, **parameters)` is the
             whole training.
         defaults: Parameters that differ from those of `build`.
         needs_values: Whether interactions must have values.
     """
 
     build: Callable[..., Any]
-    steps: int
+    epochs: int
     defaults: dict[str, Any]
     needs_values: bool = False
 
@@ -111,7 +111,7 @@ def parameters_of(name: str) -> dict[str, Any]:
         for parameter in inspect.signature(algorithm.build).parameters.values()
         if parameter.name not in held_back
     }
-    return {**names, **algorithm.defaults, **({"steps": algorithm.steps} if algorithm.steps else {})}
+    return {**names, **algorithm.defaults, **({"epochs": algorithm.epochs} if algorithm.epochs else {})}
 
 
 def checked_parameters(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def checked_parameters(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
         if parameter not in known:
             has = f"it has {sorted(known)}" if known else "it has none"
             raise ValueError(f"{name} has no parameter {parameter!r}; {has}")
-        annotation = "int" if parameter == "steps" else signature[parameter].annotation
+        annotation = "int" if parameter == "epochs" else signature[parameter].annotation
         if annotation == "Sequence[int]":
             checked[parameter] = _whole_numbers(f"{name}: {parameter}", value)
             continue
@@ -142,11 +142,11 @@ def checked_parameters(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(known[parameter], float) and not isinstance(value, numbers.Real):
             raise ValueError(f"{name}: {parameter}={value!r} must be a number")
     algorithm = named(name)
-    if algorithm.steps:
+    if algorithm.epochs:
         settings = algorithm.defaults | checked
-        steps = settings.pop("steps", 1)
-        if steps < 1:
-            raise ValueError(f"{name}: {steps=} must be at least 1")
+        epochs = settings.pop("epochs", 1)
+        if epochs < 1:
+            raise ValueError(f"{name}: {epochs=} must be at least 1")
         algorithm.build(**settings)  # which checks the rest
     return checked
 
@@ -186,23 +186,23 @@ def train(
         name: Of `ALGORITHMS`.
         interactions: What to train on.
         seed: Of the random key.
-        parameters: Of the algorithm, and "steps".
+        parameters: Of the algorithm, and "epochs".
         sequences: What networks on sequences train on instead.
         **options: Passed to `fit`, such as `callback` and `progress`.
 
     Raises:
         ValueError: An unknown name or parameter, values missing where they are needed, or options for an algorithm
-            that takes no steps.
+            that is not trained in epochs.
     """
     algorithm, parameters = named(name), checked_parameters(name, parameters or {})
     build, key = builder(name, interactions), jax.random.key(seed)
-    steps = parameters.pop("steps", algorithm.steps)
-    if not algorithm.steps:
+    epochs = parameters.pop("epochs", algorithm.epochs)
+    if not algorithm.epochs:
         idle = sorted(options.keys() - {"progress"})
         if idle:
-            raise ValueError(f"{name} takes no steps, so that {idle} would do nothing")
+            raise ValueError(f"{name} is not trained in epochs, so that {idle} would do nothing")
         return solve(build, interactions, parameters, key), None
     data = sequences if sequences is not None and isinstance(algorithm.build, SequenceRetriever) else interactions
-    model, history = fit(build(**parameters), data, key=key, epochs=steps, **options)
+    model, history = fit(build(**parameters), data, key=key, epochs=epochs, **options)
     # What an optimizer remembers serves no answer.
     return (model._replace(training=None) if hasattr(model, "training") else model), history

@@ -39,16 +39,16 @@ def parse_grid(settings: Sequence[str], algorithms: Sequence[str]) -> dict[str, 
     """Values to try for each parameter of each algorithm, from `l2=0.001,0.01` or `implicit-als.rank=32,64`.
 
     Raises:
-        ValueError: As `parse_settings`, or a grid of "steps", which a search finds by itself.
+        ValueError: As `parse_settings`, or a grid of "epochs", which a search finds by itself.
 
     >>> parse_grid(["rank=8,16", "ease.l2=100"], ["implicit-als", "ease"])
     {'implicit-als': {'rank': [8, 16]}, 'ease': {'l2': [100]}}
     """
     grid: dict[str, dict[str, list[Any]]] = {algorithm: {} for algorithm in algorithms}
     for target, parameter, text in _assigned("--grid", settings, algorithms):
-        if parameter == "steps":
+        if parameter == "epochs":
             raise ValueError(
-                "--grid steps: the best number of steps is found for each trial; --steps says how many at most"
+                "--grid epochs: the best number of epochs is found for each trial; --epochs says how many at most"
             )
         tried = [checked_parameters(target, {parameter: _value(part)})[parameter] for part in text.split(",")]
         grid[target][parameter] = tried
@@ -139,7 +139,7 @@ def fit_command(
     file: Path, best: Trial, reading: Mapping[str, str | None], header: bool | None, seed: int, out: str = "model"
 ) -> str:
     """The command line that fits the best trial of a search on the whole file, read as it was."""
-    settings = best.parameters | ({"steps": best.step} if best.step else {})
+    settings = best.parameters | ({"epochs": best.step} if best.step else {})
     words = ["python", "-m", "affinax", "fit", str(file), "--algorithm", best.algorithm]
     words += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     words += [word for name, value in reading.items() if value not in (None, "error") for word in (name, value)]

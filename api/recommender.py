@@ -34,7 +34,7 @@ class Recommender:
     Args:
         algorithm: A name, such as "implicit-als", "knn-baseline", "ease" or "popularity"; README has them all.
         seed: Of all that is random.
-        **parameters: Of the algorithm, such as `rank=64`, and `steps`.
+        **parameters: Of the algorithm, such as `rank=64`, and `epochs`, passes over the data.
 
     Raises:
         ValueError: An unknown algorithm or parameter.

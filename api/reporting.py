@@ -164,7 +164,7 @@ def print_trials(selection: Selection) -> None:
 def trials_summary(selection: Selection) -> dict[str, Any]:
     """`{"metric": …, "best": {…}, "trials": [{…}, …]}`, all of plain values."""
     best = selection.best
-    found = {"algorithm": best.algorithm, "parameters": best.parameters, "steps": best.step, "score": best.score}
+    found = {"algorithm": best.algorithm, "parameters": best.parameters, "epochs": best.step, "score": best.score}
     return {"metric": selection.metric, "best": found, "trials": selection.table.to_dicts()}
 
 

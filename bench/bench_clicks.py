@@ -57,6 +57,8 @@ EPOCHS = {"DIN": 2}  # the most, else 25
 TIMED = {"DIN": 2}  # batches of a timed epoch, else all
 SEEDS = {"DIN": 1, "DLRM": 12}  # how many, else 3; more where the two sides differ by as much as their seeds do
 
+PRODUCTS = "the products of its layers alone, in PyTorch, 2 threads"
+
 each_model = pytest.mark.parametrize("name", MODELS)
 
 
@@ -208,8 +210,12 @@ def test_speed(benchmark, name, examples):
     for threads in (1, 2):
         theirs = click_peers.epochs(name, part, l2=0.01, threads=threads)
         calls[f"peer, {threads} thread{'s' * (threads > 1)}"] = theirs
+    if name == "DCN":
+        width = 16 * len(examples["sizes"])
+        layers = [(width, width), (width, width), (width, 64), (64, 64)]
+        calls[PRODUCTS] = click_peers.products(n, layers, BATCH, threads=2)
     seconds = take_turns(benchmark, calls, rounds=3, pause=0.3)
     speeds = {f"{who}, examples/s": n / took for who, took in seconds.items()}
-    mine, *others = speeds.values()
+    mine, *others = (speed for who, speed in speeds.items() if PRODUCTS not in who)
     found = speeds | {"affinax over the faster": mine / max(others), "waiting for batches, share": np.median(waited)}
     record("clicks", {f"{name}, speed": found})

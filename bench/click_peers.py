@@ -121,6 +121,27 @@ def epochs(
     return epoch
 
 
+def products(n: int, layers: list[tuple[int, int]], batch_size: int, threads: int) -> Callable[[], None]:
+    """A function that computes what a step of n examples' batches cannot do without: three products for each layer.
+
+    These are the results of the layer and its gradients in the rows and in the weights, by PyTorch's fastest routine.
+    """
+    arrays = [tuple(torch.randn(shape) for shape in ((batch_size, k), (k, m), (batch_size, m))) for k, m in layers]
+
+    def epoch() -> None:
+        others, _ = torch.get_num_threads(), torch.set_num_threads(threads)
+        try:
+            for _ in range(n // batch_size):
+                for x, w, slope in arrays:
+                    torch.mm(x, w)
+                    torch.mm(slope, w.t())
+                    torch.mm(x.t(), slope)
+        finally:
+            torch.set_num_threads(others)
+
+    return epoch
+
+
 def _train(
     model: nn.Module,
     parts: dict[str, tuple[torch.Tensor, torch.Tensor]],

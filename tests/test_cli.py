@@ -17,7 +17,7 @@ from affinax.engine.factorization.fitting import History
 from affinax.engine.training import latest_step
 from affinax.recommender import Recommender
 
-FAST = ["--set", "implicit-als.rank=16", "--set", "implicit-als.steps=3"]
+FAST = ["--set", "implicit-als.rank=16", "--set", "implicit-als.epochs=3"]
 METRICS = {f"{name}_at_10" for name in ("hit_rate", "recall", "precision", "ndcg", "map", "mrr")} | {"seconds"}
 
 
@@ -53,7 +53,7 @@ def _error(result) -> str:
 
 def test_fit_then_recommend(run, files, tmp_path):
     model, out = tmp_path / "a model", tmp_path / "out" / "top.json"
-    status, text, _ = run("fit", files / "ratings.csv", "--out", model, "--set", "rank=16", "--set", "steps=3")
+    status, text, _ = run("fit", files / "ratings.csv", "--out", model, "--set", "rank=16", "--set", "epochs=3")
     assert status == 0
     assert "ratings.csv: 288 rows, 30 users, 25 items, 1997-11-" in text
     assert "nothing left out or merged" in text
@@ -184,7 +184,7 @@ def test_settings(run, files):
     few = ["--algorithm", "popularity", "--algorithm", "implicit-als"]
     evaluate = ["evaluate", files / "ratings.csv", *few, "--set"]
     # A setting without a name is for those that have it.
-    assert run(*evaluate, "rank=16", "--set", "steps=2", "--set", "solver=cg")[0] == 0
+    assert run(*evaluate, "rank=16", "--set", "epochs=2", "--set", "solver=cg")[0] == 0
     assert "must be name=value" in _error(run(*evaluate, "rank"))
     assert "is for 'ease'; the algorithms here are ['popularity', 'implicit-als']" in _error(
         run(*evaluate, "ease.l2=1")
@@ -201,7 +201,7 @@ def test_settings(run, files):
 
 def test_tune(run, files, tmp_path):
     out, plot = tmp_path / "out" / "trials.json", tmp_path / "plots" / "trials.png"
-    arguments = ["--algorithm", "implicit-als", "--algorithm", "ease", "--algorithm", "popularity", "--steps", 4]
+    arguments = ["--algorithm", "implicit-als", "--algorithm", "ease", "--algorithm", "popularity", "--epochs", 4]
     arguments += ["--grid", "rank=4,8", "--grid", "implicit-als.l2=0.00001,0.01", "--grid", "ease.l2=5.0,50.0"]
     arguments += ["--metric", "recall_at_5", "--split", "random", "--seed", 3, "--missing", "drop"]
     status, text, _ = run("tune", files / "ratings.csv", *arguments, "--json", out, "--plot", plot)
@@ -226,14 +226,14 @@ def test_tune(run, files, tmp_path):
     assert command[command.index("--seed") + 1] == "3"
     assert run(*command[3:-1], tmp_path / "model")[0] == 0
     shown = "".join(f", {name}={value!r}" for name, value in best["parameters"].items())
-    steps = f", steps={best['steps']}" if best["steps"] else ""
-    assert f"<Recommender {best['algorithm']}{shown}{steps}" in repr(Recommender.load(tmp_path / "model"))
+    epochs = f", epochs={best['epochs']}" if best["epochs"] else ""
+    assert f"<Recommender {best['algorithm']}{shown}{epochs}" in repr(Recommender.load(tmp_path / "model"))
 
 
 def test_tune_for_ratings_and_wrong_grids(run, files, tmp_path):
     tune = ["tune", files / "ratings.csv", "--algorithm"]
     rated = [*tune, "biased-mf", "--metric", "rmse", "--grid", "learning_rate=0.01,1e30", "--grid", "rank=4"]
-    status, text, _ = run(*rated, "--steps", 3, "--plot", tmp_path / "trials.png")
+    status, text, _ = run(*rated, "--epochs", 3, "--plot", tmp_path / "trials.png")
     assert status == 0
     assert "diverged" in text
     assert "1e+30" in text
@@ -243,7 +243,7 @@ def test_tune_for_ratings_and_wrong_grids(run, files, tmp_path):
     assert "--grid 'ease.l2=1' is for 'ease'" in _error(run(*tune, "implicit-als", "--grid", "ease.l2=1"))
     assert "rank='' must be a whole number" in _error(run(*tune, "implicit-als", "--grid", "rank=4,"))
     assert "l2=-1 must be finite and at least 0" in _error(run(*tune, "implicit-als", "--grid", "l2=0.1,-1"))
-    assert "--steps says how many at most" in _error(run(*tune, "implicit-als", "--grid", "steps=3,4"))
+    assert "--epochs says how many at most" in _error(run(*tune, "implicit-als", "--grid", "epochs=3,4"))
     assert "metric='ndcg' must be one of" in _error(run(*tune, "popularity", "--metric", "ndcg"))
     assert "algorithm 'als' must be one of" in _error(run(*tune, "als"))
     (tmp_path / "plain.csv").write_text("user,item\na,1\nb,2\na,2\n")
@@ -358,14 +358,14 @@ def test_doctor_is_well():
 def test_fit_draws_a_learning_curve(run, files, tmp_path):
     curve = tmp_path / "plots" / "curve.png"
     arguments = ["fit", files / "ratings.csv", "--out", tmp_path / "model", "--curve", curve]
-    status, text, _ = run(*arguments, "--set", "rank=16", "--set", "steps=3")
+    status, text, _ = run(*arguments, "--set", "rank=16", "--set", "epochs=3")
     assert status == 0
     assert f"wrote {curve}" in text.replace("\n", "")
     assert curve.read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in curve.parent.iterdir()] == ["curve.png"]
 
     arguments = ["fit", files / "ratings.csv", "--out", tmp_path / "closed", "--curve", curve, "--algorithm", "ease"]
-    assert "--curve: ease is not trained in steps, so there is no curve; bayesian-mf, " in _error(run(*arguments))
+    assert "--curve: ease is not trained in epochs, so there is no curve; bayesian-mf, " in _error(run(*arguments))
     assert not (tmp_path / "closed").exists()
 
 
@@ -414,10 +414,10 @@ def test_fit_goes_on_from_a_checkpoint(run, files, tmp_path):
         tmp_path / "model",
     ]
     kept = ["--checkpoint", tmp_path / "run"]
-    assert run(*command, *kept, "--set", "steps=2")[0] == 0
-    assert run(*command, *kept, "--set", "steps=4")[0] == 0
+    assert run(*command, *kept, "--set", "epochs=2")[0] == 0
+    assert run(*command, *kept, "--set", "epochs=4")[0] == 0
     assert latest_step(tmp_path / "run") == 4
     message = _error(run(*command, *kept, "--seed", 1))
     assert "holds a run with key=" in message
     message = _error(run("fit", files / "ratings.csv", "--algorithm", "ease", "--out", tmp_path / "e", *kept))
-    assert "ease takes no steps, so that ['checkpoint'] would do nothing" in message
+    assert "ease is not trained in epochs, so that ['checkpoint'] would do nothing" in message

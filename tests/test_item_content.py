@@ -79,6 +79,8 @@ def test_columns_become_modalities_by_their_type():
         ([1.0, np.inf], "row 1: inf is no finite float32"),
         ([0.1, 0.1], "column 'c' is 0.1 in all rows that have it, which says nothing"),
         (["|", " | "], "has no label at all"),
+        (["[0.1, -2e-3]", None, "[.5, 1]"], r"holds vectors as texts, such as '\[0.1, -2e-3\]': give lists of numbers"),
+        (["0.1 2", "3.5 -1"], "holds vectors as texts, such as '0.1 2'"),
         ([[[[1.0]]], [[[2.0]]]], r"row 0: \[1, 1, 1\] is no vector"),
         (pl.Series([b"a", b"b"]), "column 'c' is Binary; content is of texts"),
     ],
@@ -355,7 +357,7 @@ def test_a_recommender_takes_sequences_with_repetitions():
     users = np.repeat(np.arange(10), lengths)
     items = np.concatenate([(np.arange(length) + user) % 2 for user, length in enumerate(lengths)])
     events = Sequences.from_events(users, items, n_items=3)
-    recommender = Recommender("sasrec", width=8, length=12, dropout=0.0, learning_rate=0.02, steps=60).fit(events)
+    recommender = Recommender("sasrec", width=8, length=12, dropout=0.0, learning_rate=0.02, epochs=60).fit(events)
     found = recommender.recommend(list(range(10)), k=1, exclude_seen=False)
     np.testing.assert_array_equal(found["item"].to_numpy(), (np.arange(10) + lengths) % 2)
     assert recommender.train.nnz == 20

@@ -87,10 +87,11 @@ def test_a_network_answers_nearly_as_before(rules, options, most):
     if options.get("activations") == "static" or options.get("rounding"):
         options = options | {"inputs": models.inputs_of_layers(model, [ITEMS])}
     small = quantize_model(model, rules, **options)
-    expected, found = model(ITEMS), jax.jit(lambda m, x: m(x))(small, ITEMS)
+    forward = jax.jit(lambda m, x: m(x))
+    expected, found = forward(model, ITEMS), forward(small, ITEMS)
     error = float(jnp.sqrt(jnp.mean((found - expected) ** 2) / jnp.mean(expected**2)))
     assert 0 < error < most
-    np.testing.assert_allclose(jax.vmap(small)(ITEMS), found, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(jax.vmap(forward, (None, 0))(small, ITEMS), found, rtol=1e-4, atol=1e-4)
     assert compressible(small).keys() == compressible(model).keys()
     assert jax.tree.structure(dequantize(small)) == jax.tree.structure(model)
     assert all(isinstance(leaf, QuantizedRows | QuantizedKernel) for leaf in compressible(small).values())
@@ -170,7 +171,7 @@ def films():
 )
 def test_saved_and_loaded(algorithm, kind, films, tmp_path):
     settings = {"length": 8} if algorithm in ("sasrec", "hstu", "bert4rec") else {}
-    rec = afx.Recommender(algorithm, steps=1, **settings).fit(films)
+    rec = afx.Recommender(algorithm, epochs=1, **settings).fit(films)
     small = rec.with_model(quantize_model(rec.model, kind, activations="dynamic" if kind == "int8" else "float"))
     small.save(tmp_path / "small")
     again = afx.Recommender.load(tmp_path / "small")
@@ -233,7 +234,7 @@ def test_a_model_of_other_items(films):
 @pytest.mark.parametrize("name", ["dcn", "two-tower", "bayesian-mf", "svd-plus-plus"])
 def test_models_of_every_kind_answer(name, films):
     settings = {"dcn": {"rank": 4}, "two-tower": {"history": True}, "bayesian-mf": {"rank": 8}}.get(name, {})
-    rec = afx.Recommender(name, steps=1, **settings).fit(films)
+    rec = afx.Recommender(name, epochs=1, **settings).fit(films)
     small = rec.with_model(quantize_model(rec.model, "int8"))
     assert len(small.recommend("u1", k=3)) == 3
     if name != "dcn":

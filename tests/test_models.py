@@ -57,6 +57,7 @@ BUILT = {  # how each is made, and what it takes
     ),
 }
 each_model = pytest.mark.parametrize("name", BUILT)
+forward = jax.jit(lambda model, *inputs: model(*inputs))
 
 
 def made(name, **options):
@@ -192,19 +193,19 @@ FORMULAS = {
 @pytest.mark.parametrize("name", FORMULAS)
 def test_a_model_is_its_formula(name):
     model, inputs = made(name)
-    np.testing.assert_allclose(model(*inputs), FORMULAS[name](model, *inputs), rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(forward(model, *inputs), FORMULAS[name](model, *inputs), rtol=2e-4, atol=2e-5)
 
 
 @each_model
 def test_one_example_and_a_batch(name):
     model, inputs = made(name)
-    batched = jax.jit(lambda m, *a: m(*a))(model, *inputs)
-    axes = tuple(None if a is None else 0 for a in inputs)
-    np.testing.assert_allclose(jax.vmap(model, in_axes=axes)(*inputs), batched, rtol=1e-4, atol=1e-5)
-    alone = model(*(None if a is None else a[2] for a in inputs))
+    batched = forward(model, *inputs)
+    axes = (None, *(None if a is None else 0 for a in inputs))
+    np.testing.assert_allclose(jax.vmap(forward, in_axes=axes)(model, *inputs), batched, rtol=1e-4, atol=1e-5)
+    alone = forward(model, *(None if a is None else a[2] for a in inputs))
     assert alone.shape == ()
     np.testing.assert_allclose(alone, batched[2], rtol=1e-4, atol=1e-5)
-    twice = model(*(None if a is None else np.stack([a, a]) for a in inputs))
+    twice = forward(model, *(None if a is None else np.stack([a, a]) for a in inputs))
     np.testing.assert_allclose(twice[1], batched, rtol=1e-4, atol=1e-5)
 
 
@@ -222,11 +223,11 @@ def test_low_precision(name):
     exact, inputs = made(name)
     model, _ = made(name, dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype(jnp.float32)}
-    found, expected = np.asarray(model(*inputs), np.float32), np.asarray(exact(*inputs))
+    found, expected = np.asarray(forward(model, *inputs), np.float32), np.asarray(forward(exact, *inputs))
     assert np.abs(found - expected).max() < 0.1 * (1 + np.abs(expected).max())
     half, _ = made(name, param_dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype(jnp.bfloat16)}
-    assert np.isfinite(np.asarray(half(*inputs), np.float32)).all()
+    assert np.isfinite(np.asarray(forward(half, *inputs), np.float32)).all()
 
 
 @each_model

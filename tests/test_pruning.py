@@ -118,13 +118,16 @@ def test_rows_that_few_met_have_one_together(sasrec):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: prune(MODEL, 1.0), CompressionError, r"share 1.0 must be in \[0, 1\)"),
+        (lambda: prune(MODEL, 1.0), CompressionError, r"share 1.0 must be a number in \[0, 1\)"),
+        (lambda: prune(MODEL, "half"), CompressionError, r"share 'half' must be a number in \[0, 1\)"),
         (lambda: prune(MODEL, {"item": 0.5}), CompressionError, "matches none of 2 parameters; near it: items"),
         (lambda: prune(quantize_model(MODEL, "int8"), 0.5), CompressionError, "prune first, then quantize"),
         (lambda: prune(MODEL._replace(items=ITEMS.at[3, 1].set(jnp.inf)), 0.5), CompressionError, r"at \[3, 1\]"),
         (lambda: prune(MODEL, 0.5, among="rows"), ValueError, "among='rows' must be one of"),
         (lambda: prune_n_of_m(MODEL, 1, 3, where="items"), CompressionError, "8 columns, which are no multiple of m=3"),
-        (lambda: prune_n_of_m(MODEL, 2, 2), ValueError, "n=2 must be above 0 and below m=2"),
+        (lambda: prune_n_of_m(MODEL, 2, 2), ValueError, "n=2 and m=2 must be whole numbers, n above 0 and below m"),
+        (lambda: prune_n_of_m(MODEL, 1.0, 2), ValueError, "n=1.0 and m=2 must be whole numbers"),
+        (lambda: jax.jit(lambda m: prune(m, 0.5))(MODEL), CompressionError, "users is traced: prune outside of jit"),
         (lambda: prune_gradually(0.5, begin=3, end=3), ValueError, "begin=3 must be at least 0 and below end=3"),
         (lambda: truncate(MODEL, 8), CompressionError, "rank=8 must be a whole number above 0 and below 6"),
         (lambda: truncate(quantize_model(MODEL, "int8"), 2), CompressionError, "truncate the factors first"),

@@ -49,13 +49,13 @@ def data() -> Interactions:
 
 @pytest.fixture(scope="module")
 def fitted(data) -> afx.Recommender:
-    return afx.Recommender("implicit-als", rank=RANK, steps=8, l2=0.01).fit(data)
+    return afx.Recommender("implicit-als", rank=RANK, epochs=8, l2=0.01).fit(data)
 
 
 def test_the_snippet_of_the_readme(movielens_100k, tmp_path):
     films = movielens_100k
     train, test = films.split("leave-last")
-    rec = afx.Recommender("implicit-als", rank=RANK, steps=4).fit(train)
+    rec = afx.Recommender("implicit-als", rank=RANK, epochs=4).fit(train)
 
     top = rec.recommend(196, k=5)
     assert top.columns == ["rank", "item", "title", "score"]
@@ -224,17 +224,17 @@ def test_names_and_parameters():
         (name, value), *_ = wrong.items()
         with pytest.raises(ValueError, match=rf"implicit-als: {name}={value!r} must be a whole number"):
             afx.Recommender("implicit-als", **wrong)
-    afx.Recommender("implicit-als", rank=np.int64(8), steps=2)
+    afx.Recommender("implicit-als", rank=np.int64(8), epochs=2)
     with pytest.raises(ValueError, match=r"rank=0 must be finite and at least 1"):
         afx.Recommender("implicit-als", rank=0).fit(([0], [0]))
     with pytest.raises(ValueError, match=r"l2=-1"):
         afx.Recommender("implicit-als", l2=-1).fit(([0], [0]))
-    with pytest.raises(ValueError, match=r"steps=0"):
-        afx.Recommender("implicit-als", steps=0).fit(([0], [0]))
+    with pytest.raises(ValueError, match=r"epochs=0"):
+        afx.Recommender("implicit-als", epochs=0).fit(([0], [0]))
 
 
 def test_options_that_would_do_nothing(data):
-    with pytest.raises(ValueError, match=r"popularity takes no steps, so that \['callback'\] would do nothing"):
+    with pytest.raises(ValueError, match=r"popularity is not trained in epochs, so that \['callback'\] would do nothing"):
         afx.Recommender("popularity").fit(data, callback=print)
     afx.Recommender("popularity").fit(data, progress=False)
 
@@ -276,7 +276,7 @@ READ_HISTORIES = ("din", "two-tower", *SEQUENTIAL)
 def test_networks_by_name(algorithm, data, tmp_path):
     small = {"factorization-machine": {}, "two-tower": {"history": True}, "hstu": {"inner": 3}}
     small = small.get(algorithm, {"hidden": 8}) | {"batch_size": 1 if algorithm in SEQUENTIAL else 16}
-    rec = afx.Recommender(algorithm, seed=3, steps=2, width=4, **small).fit(data)
+    rec = afx.Recommender(algorithm, seed=3, epochs=2, width=4, **small).fit(data)
     assert rec.model.training is None
     found = rec.recommend(["user 3", "user 0"])
     assert found["score"].is_finite().all()
@@ -313,7 +313,7 @@ def test_settings_of_networks():
 
 @pytest.mark.parametrize("algorithm", sorted(ALGORITHMS.keys() - {*NETWORKS, *SEQUENTIAL}))
 def test_saved_and_loaded(algorithm, data, tmp_path):
-    vectors = ALGORITHMS[algorithm].steps > 0
+    vectors = ALGORITHMS[algorithm].epochs > 0
     parameters = {"rank": RANK, "steps": 3} if vectors else {}
     if vectors and "l2" in parameters_of(algorithm):
         parameters["l2"] = np.float32(0.25)
@@ -392,7 +392,7 @@ def test_chance_is_by_the_seed(data):
 
 def test_evaluation_of_frames_and_files(data, tmp_path):
     train, test = data.split("random", test_fraction=0.3)
-    rec = afx.Recommender("implicit-als", rank=RANK, steps=4, l2=0.01).fit(train)
+    rec = afx.Recommender("implicit-als", rank=RANK, epochs=4, l2=0.01).fit(train)
     expected = rec.evaluate(test, k=3)
     frame = pl.DataFrame({"user": test.user_ids.outside(test.users), "item": test.item_ids.outside(test.items)})
     unknown = pl.DataFrame({"user": ["nobody", "user 1"], "item": [3, 99]}, schema=frame.schema)
@@ -413,7 +413,7 @@ def test_interactions_with_other_ids_are_not_evaluated(data, fitted):
 
 def test_the_seed_decides(data):
     def first(seed):
-        return afx.Recommender("implicit-als", seed=seed, rank=RANK, steps=1).fit(data).recommend("user 0")
+        return afx.Recommender("implicit-als", seed=seed, rank=RANK, epochs=1).fit(data).recommend("user 0")
 
     assert first(1).equals(first(1))
     assert not first(1).equals(first(2))

@@ -124,7 +124,7 @@ def codes_by_order(vectors: Float[np.ndarray, "n parts"], n_codes: int, seed: in
 
 
 def _check_parts(width: int, parts: int, n_codes: int) -> None:
-    if not 0 < parts <= width or width % parts:
-        raise CompressionError(f"{parts=} must divide the {width} columns")
-    if not 2 <= n_codes <= 256:
-        raise CompressionError(f"{n_codes=} must be 2 to 256: a code takes a byte")
+    if not isinstance(parts, int) or not 0 < parts <= width or width % parts:
+        raise CompressionError(f"{parts=} must be a whole number that divides the {width} columns")
+    if not isinstance(n_codes, int) or not 2 <= n_codes <= 256:
+        raise CompressionError(f"{n_codes=} must be a whole number of 2 to 256: a code takes a byte")

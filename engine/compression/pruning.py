@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from ...kernels.product_rows import ProductRows
@@ -105,8 +107,8 @@ def prune_n_of_m(
     >>> prune_n_of_m(model, 1, 2, where="items").items.tolist()
     [[4.0, 0.0, 2.0, 0.0]]
     """
-    if not 0 < n < m:
-        raise ValueError(f"{n=} must be above 0 and below {m=}")
+    if not isinstance(n, int) or not isinstance(m, int) or not 0 < n < m:
+        raise ValueError(f"{n=} and {m=} must be whole numbers, n above 0 and below m")
     parameters = parameters_of(model)
     patterns = (where,) if isinstance(where, str) else where
     new = {}
@@ -179,8 +181,10 @@ def prunable(parameters: Any, share: float | Mapping[str, float]) -> dict[str, t
     among, found = compressible(parameters), {}
     for name, part in chosen(among, share).items():
         leaf = among[name]
-        if not 0 <= part < 1:
-            raise CompressionError(f"{name}: share {part} must be in [0, 1)")
+        if not isinstance(part, Real) or not 0 <= part < 1:
+            raise CompressionError(f"{name}: share {part!r} must be a number in [0, 1)")
+        if isinstance(leaf, Tracer):
+            raise CompressionError(f"{name} is traced: prune outside of jit, and hold the zeros inside by keep_zeros")
         if is_quantized(leaf):
             raise CompressionError(f"{name} is quantized: prune first, then quantize")
         found[name] = leaf, part

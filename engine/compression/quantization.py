@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal, get_args
 
 import jax
@@ -62,7 +63,11 @@ def quantize(
     if clip not in get_args(Clip):
         raise ValueError(f"{clip=} must be one of {get_args(Clip)}")
     checked_table(table, exact)
-    table = jnp.asarray(table, jnp.float32)
+    return _quantized(jnp.asarray(table, jnp.float32), kind, symmetric, clip, exact)
+
+
+@functools.partial(jax.jit, static_argnames=("kind", "symmetric", "clip", "exact"))
+def _quantized(table: Array, kind: Kind, symmetric: bool, clip: Clip, exact: int) -> QuantizedRows:
     rows, kept = jnp.split(table, [table.shape[1] - exact], axis=1)
     most, width = _GREATEST[kind], rows.shape[1]
     low, high = jnp.min(rows, axis=1), jnp.max(rows, axis=1)
@@ -116,8 +121,8 @@ def checked_table(table: Any, exact: int) -> None:
         )
     if table.ndim != 2 or not table.size:
         raise CompressionError(f"a table of shape {list(table.shape)} has no rows of numbers")
-    if not 0 <= exact < table.shape[1]:
-        raise CompressionError(f"{exact=} of {table.shape[1]} columns leaves none to quantize")
+    if not isinstance(exact, int) or not 0 <= exact < table.shape[1]:
+        raise CompressionError(f"{exact=} must be a whole number below the {table.shape[1]} columns")
     if isinstance(table, Tracer):
         return
     wrong = ~np.isfinite(np.asarray(table, np.float32))

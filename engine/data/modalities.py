@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 _SEPARATOR = "|"
+_NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
+_NUMBERS = rf"^\s*[\[(]?\s*{_NUMBER}([\s,;]+{_NUMBER})+\s*[\])]?\s*$"  # two or more
 
 
 class Modalities(NamedTuple):
@@ -60,8 +62,8 @@ def item_modalities(frame: Any, columns: Sequence[str] | str, *, text_width: int
 
     Raises:
         FeatureError: A column that is not there, is named twice, has no value at all, the same fraction in all rows, or
-            another type; vectors of different lengths or with a number that is not finite; the message names column and
-            row.
+            another type; vectors that are texts, of different lengths, or with a number that is not finite; the message
+            names column and row.
 
     >>> import polars as pl
     >>> films = pl.DataFrame({"title": ["Alien (1979)", "Fargo (1996)"], "genres": [["Horror", "Sci-Fi"], None]})
@@ -94,6 +96,7 @@ def _encoded(column: pl.Series, text_width: int) -> np.ndarray:
     kind = kinds_of(column.to_frame(), separator=_SEPARATOR).get(column.name)
     nested = isinstance(column.dtype, pl.List | pl.Array)
     if kind == "text" or (kind is None and column.dtype == pl.String):
+        _require_words(column)
         return hashed_texts(column.to_list(), text_width)
     if kind == "embedding" or (nested and kind is None):
         return _stacked(column)
@@ -111,6 +114,17 @@ def _encoded(column: pl.Series, text_width: int) -> np.ndarray:
         inner = column.dtype.inner if nested else pl.String  # pyright: ignore[reportAttributeAccessIssue]
         column = pl.Series(column.name, labels, dtype=pl.List(inner))
     return np.stack([codes for _, _, codes in encoded_column("item", column.name, column)], axis=1)
+
+
+def _require_words(column: pl.Series) -> None:
+    """Raises FeatureError for texts of numbers: hashed as words, vectors out of a CSV file would be noise."""
+    texts = column.drop_nulls()
+    if texts.str.contains(_NUMBERS).all():
+        raise FeatureError(
+            f"column {column.name!r} holds vectors as texts, such as {texts[0][:40]!r}: give lists of numbers, by "
+            f"frame.with_columns(pl.col({column.name!r}).str.json_decode(pl.List(pl.Float32))) where they look like "
+            "[0.1, 0.2], or from a file of Parquet"
+        )
 
 
 def _stacked(column: pl.Series) -> np.ndarray:
