@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 RUN := JAX_COMPILATION_CACHE_DIR=.cache/jax
-SUITE := -m pytest -n 2 --max-worker-restart 0
+# A test that hangs says where, and ends the run.
+SUITE := -m pytest -n 2 --max-worker-restart 0 -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 # The first Python of a later version that really runs; pyenv's folders are looked through as well.
 NEWER := $(firstword $(foreach p,python3.12 python3.13 python3.14 $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python3),$(shell $(p) -c 'import sys; sys.version_info >= (3, 12) and print("$(p)")' 2>/dev/null)))
 

@@ -185,7 +185,9 @@ def tune(
         str, typer.Option(help="Such as ndcg_at_10 or recall_at_20; rmse or mae for ratings")
     ] = "ndcg_at_10",
     split: Annotated[str, typer.Option(help="What to validate on: random, leave-last or time")] = "time",
-    epochs: Annotated[int | None, typer.Option(min=1, help="The most epochs; by default those of the algorithm")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="The most epochs; by default those of the algorithm")
+    ] = None,
     patience: Annotated[int, typer.Option(min=1, help="Epochs without a better score that end a trial")] = 3,
     columns: Columns = None,
     header: Header = None,

@@ -1,12 +1,14 @@
 """Items that training has no event of, ranked by their content: ML-1M with a twentieth of its items held out whole.
 
 Of each user the last event of another item tests what training may cost those. The settings are those of the networks
-on MovieLens without content, and two dropouts of modalities.
+on MovieLens without content, and two dropouts of modalities; "then content" are networks on ids alone whose cold items
+have their vectors by `retrieval.with_content` afterwards.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,9 @@ import pytest
 from affinax import models
 from affinax.datasets import movielens, movielens_sequences
 from affinax.engine.data import Interactions, Sequences
-from affinax.engine.factorization import fit
+from affinax.engine.factorization import fit, implicit_als
 from affinax.engine.neighbors import content_profiles
-from affinax.engine.retrieval import recommend
+from affinax.engine.retrieval import recommend, with_content
 
 from .record import RUNS, record
 
@@ -41,7 +43,7 @@ def title_vectors(titles: list[str]) -> np.ndarray:
     return np.load(VECTORS)
 
 
-def with_content() -> Sequences:
+def films_with_content() -> Sequences:
     """ML-1M with embeddings of titles as they are read ("The Matrix")."""
     x = movielens_sequences("1m")
     assert x.item_features is not None
@@ -97,17 +99,22 @@ def genres(x: Sequences) -> np.ndarray:
 
 def test_cold_items():
     """Networks with and without content, and cosine of content."""
-    x = with_content()
+    x = films_with_content()
     train, cold, test_cold, test = parts(x)
     found: dict[str, Any] = {}
 
-    def take(name: str, algorithm: Any, data: Any, epochs: int) -> None:
+    def take(name: str, algorithm: Any, data: Any, epochs: int, then: Any = None) -> None:
         run = RUNS / f"cold-{name}".replace(" ", "-")
         model, history = fit(algorithm, data, key=jax.random.key(0), epochs=epochs, checkpoint=run, progress=False)
         found[name] = measured(model, train, cold, test_cold, test) | {
             "minutes": float(history.seconds.sum()) / 60,
             "last loss": float(history.loss[-1]),
         }
+        if then is not None:
+            began = time.perf_counter()
+            given = with_content(model, then, train)
+            seconds = time.perf_counter() - began
+            found[f"{name}, then content"] = measured(given, train, cold, test_cold, test) | {"seconds": seconds}
         record("cold_items", {"ML-1M, a twentieth of the items cold": found})
 
     features = np.concatenate([x.item_features["title_vector"].to_numpy(), genres(x)], axis=1)
@@ -115,13 +122,15 @@ def test_cold_items():
     found["cosine of titles and genres"] = measured(cosine, train, cold, test_cold, test)
     n_cold = int(cold.sum())
     found["chance"] = {"cold items": n_cold, "hit_rate_at_10 among them": K / n_cold}
-    take("SASRec, ids alone", models.sequence_retriever(models.SASRec, **SASREC), train, EPOCHS)
+    take("SASRec, ids alone", models.sequence_retriever(models.SASRec, **SASREC), train, EPOCHS, features)
     for dropout in DROPOUTS:
         fused = models.sequence_retriever(models.SASRec, content=CONTENT, modality_dropout=dropout, **SASREC)
         take(f"SASRec, ids and content, modality dropout {dropout}", fused, train, EPOCHS)
     users = movielens("1m").user_features
     pairs = replace(train.interactions(), user_features=users)
     towers = {"columns": ["gender", "age", "occupation"], "width": 64, "history": True, "batch_size": 1024}
-    take("two towers, ids and demographics", models.tower_retriever(**towers), pairs, TOWER_EPOCHS)
+    take("two towers, ids and demographics", models.tower_retriever(**towers), pairs, TOWER_EPOCHS, features)
+    factors = implicit_als(64)
+    take("ALS, ids alone", factors, train.interactions(), 15, features)
     fused = models.tower_retriever(content=CONTENT, modality_dropout=DROPOUTS[0], **towers)
     take("two towers, ids, demographics and content", fused, pairs, TOWER_EPOCHS)

@@ -99,6 +99,17 @@ class ItemVectors(nnx.Module):
             vectors = jnp.concatenate([vectors, marks.astype(vectors.dtype)])
         return lookup(vectors, jnp.asarray(items, jnp.int32), implementation=self.implementation)
 
+    def set_rows(self, vectors: Float[Array, "n_items width"]) -> None:
+        """Sets the vectors of all items; those of marks stay.
+
+        Raises:
+            ValueError: Items without a row each.
+        """
+        if self.needs_modalities or self.embedding is None:
+            raise ValueError("vectors of these items are made of modalities, and have no rows that could be set")
+        marks = self.embedding.whole_field(0)[self.n_items :]
+        self.embedding.set_field(0, jnp.concatenate([vectors.astype(marks.dtype), marks]))
+
     @property
     def needs_modalities(self) -> bool:
         """Whether `table` is made of modalities."""

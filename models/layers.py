@@ -17,7 +17,7 @@ from ..kernels.csr import CSR
 from ..kernels.dense import network
 from ..kernels.embedding import bag, lookup
 from ..kernels.op import Implementation
-from ..kernels.quantized_kernel import QuantizedKernel
+from ..kernels.quantized_kernel import QuantizedKernel, is_quantized
 from ..kernels.quantized_rows import Table
 
 Initializer = Callable[..., Array]  # (key, shape, dtype)
@@ -103,6 +103,21 @@ class FieldEmbedding(nnx.Module):
             return self.of_field(field, jnp.arange(self.sizes[field], dtype=jnp.int32))
         first = sum(self.sizes[:field])
         return self.table[...][first : first + self.sizes[field]]
+
+    def set_field(self, field: int, vectors: Float[Array, "n width"]) -> None:
+        """Sets the vectors of all ids of one field.
+
+        Raises:
+            ValueError: Not a row for each id, or ids that share rows or whose rows are quantized.
+        """
+        if self.sharing is not None or is_quantized(self.table[...]):
+            how = "is quantized" if self.sharing is None else f"has sharing={self.sharing}"
+            raise ValueError(f"the table {how}: its ids have no vectors of their own that could be set")
+        table, first, expected = self.table[...], sum(self.sizes[:field]), (self.sizes[field], self.table.shape[1])
+        if vectors.shape != expected:
+            found = f"{list(vectors.shape)} and must be {list(expected)}"
+            raise ValueError(f"vectors are {found}: a row for each id of the field")
+        self.table[...] = table.at[first : first + len(vectors)].set(vectors.astype(table.dtype))
 
     def means_of_field(self, field: int, rows: CSR) -> Float[Array, "n_rows width"]:
         """Means of the vectors of ids of one field, those in each row."""

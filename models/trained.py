@@ -156,6 +156,28 @@ class TowerNetwork(NamedTuple):
         table = self.item_table()
         return table if self.network.bias is None else table[:, :-1]
 
+    def with_item_table(self, table: Float[Array, "n_items width"]) -> TowerNetwork:
+        """The same towers with other vectors of items, and biases, as `item_table` gives them.
+
+        What the other fields of an item have in its vector stays; the row of its id makes up the rest.
+
+        Raises:
+            ValueError: Items whose vector is not the sum of the rows of their fields, or of ids that share rows.
+        """
+        towers = _copied(self.network)
+        if towers.item_tower is not None or towers.fusion is not None:
+            raise ValueError(
+                "items of these towers are the outcome of layers or content: no row of their own is theirs"
+            )
+        vectors, first = towers.items(self.item_fields).astype(jnp.float32), self.item_fields[:, 0]
+        if not isinstance(first, Tracer) and not bool(jnp.all(first == jnp.arange(self.n_items))):
+            raise ValueError("the first field of an item must be its id")
+        width = towers.items.table.shape[1]
+        towers.items.set_field(0, table[:, :width] - jnp.sum(vectors[:, 1:], axis=1))
+        if towers.bias is not None:
+            towers.bias.set_field(0, table[:, width:])
+        return self._replace(network=towers, training=None)
+
     def with_history(self, history: CSR) -> TowerNetwork:
         """The same towers for newcomers, whose own fields are missing.
 
@@ -237,6 +259,19 @@ class SequenceNetwork(NamedTuple):
         """Vectors of items without their biases."""
         return self.network.item_table(self._fused())
 
+    def with_item_table(self, table: Float[Array, "n_items width"]) -> SequenceNetwork:
+        """The same network with other vectors of items, and biases, as `item_table` gives them.
+
+        Raises:
+            ValueError: Items without a row each, or quantized ones.
+        """
+        network = _copied(self.network)
+        biases = network.item_bias() is not None
+        network.items.set_rows(table[:, :-1] if biases else table)
+        if biases:
+            network.bias[...] = table[:, -1].astype(network.bias.dtype)
+        return self._replace(network=network, training=None)
+
     def with_history(self, history: CSR | Sequences) -> SequenceNetwork:
         """The same network for users with other histories, the oldest event first.
 
@@ -274,6 +309,11 @@ def _last_places(network: Any, items: Array, times: Array | None, vectors: Array
 def _after(model: SequenceNetwork, vectors: Array | None, rows: Array) -> Array:
     """Vectors of many users, some at a time."""
     return lax.map(lambda users: _last_places(model.network, *model._windows(users), vectors), rows)
+
+
+def _copied(network: Any) -> Any:
+    """The same, whose arrays may be set."""
+    return jax.tree.map(lambda leaf: leaf, network)
 
 
 def rows_of(x: Sequences, times: bool) -> tuple[CSR, Array | None]:

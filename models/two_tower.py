@@ -88,11 +88,11 @@ class TwoTower(nnx.Module):
         self.items = FieldEmbedding(item_sizes, width, **table, rngs=rngs)
         for name, embedding, start in (("user_table", self.users, user_table), ("item_table", self.items, item_table)):
             if start is not None and embedding is not None:
-                _begin(name, embedding, jnp.asarray(start, param_dtype))
+                _begin(name, embedding, jnp.asarray(start))
         of_item = {**table, "init_std": 0.0, "sharing": None, "rngs": rngs}
         self.bias = None if item_bias is False else FieldEmbedding(item_sizes[:1], 1, **of_item)
         if self.bias is not None and item_bias is not True:
-            _begin("item_bias", self.bias, jnp.asarray(item_bias, param_dtype)[:, None])
+            _begin("item_bias", self.bias, jnp.asarray(item_bias)[:, None])
         self.projection = Linear(width, width, use_bias=False, **shared) if history else None
         tower = {"linear_end": True, "dropout": dropout, **shared}
         parts = len(user_sizes) + history
@@ -181,12 +181,7 @@ class TwoTower(nnx.Module):
 
 def _begin(name: str, embedding: FieldEmbedding, start: Array) -> None:
     """Sets the vectors of the first field."""
-    if embedding.sharing is not None:
-        raise ValueError(
-            f"{name}: ids that share rows have no vectors of their own to begin with ({embedding.sharing=})"
-        )
-    table = embedding.table[...]
-    expected = (embedding.sizes[0], table.shape[1])
-    if start.shape != expected:
-        raise ValueError(f"{name} is {list(start.shape)} and must be {list(expected)}: a row for each id of the field")
-    embedding.table[...] = table.at[: expected[0]].set(start)
+    try:
+        embedding.set_field(0, start)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None

@@ -89,7 +89,10 @@ def test_codes_by_order():
         (lambda: quantize_products(TABLE[:0], 4, 16), "has no rows of numbers"),
         (lambda: quantize_products(quantize_products(TABLE, 4, 16), 4, 16), "these rows are quantized already"),
         (lambda: codes_by_order(np.array([[np.nan]]), 4), "row 0, column 0 is nan"),
-        (lambda: quantize_model(Factors(TABLE, TABLE), {"items": ("product", 5)}), "items: parts=5 must be a whole number that divides"),
+        (
+            lambda: quantize_model(Factors(TABLE, TABLE), {"items": ("product", 5)}),
+            "items: parts=5 must be a whole number that divides",
+        ),
         (
             lambda: quantize_model(Factors(TABLE, TABLE), {"items": ("parts", 4)}),
             r"must be int8, int4, float8, bfloat16 or",

@@ -234,7 +234,7 @@ def test_names_and_parameters():
 
 
 def test_options_that_would_do_nothing(data):
-    with pytest.raises(ValueError, match=r"popularity is not trained in epochs, so that \['callback'\] would do nothing"):
+    with pytest.raises(ValueError, match=r"popularity is not trained in epochs, so that \['callback'\] would do"):
         afx.Recommender("popularity").fit(data, callback=print)
     afx.Recommender("popularity").fit(data, progress=False)
 
