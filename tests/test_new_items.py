@@ -84,25 +84,25 @@ BUILT = {
 @pytest.mark.parametrize("name", BUILT)
 def test_networks(name, events):
     data = events if name == "towers" else Sequences.from_interactions(events)
-    model, _ = fit(BUILT[name](), data, key=jax.random.key(0), epochs=30, progress=False)
+    model = BUILT[name]().init(jax.random.key(0), data)
     before = np.asarray(model.item_table())
-    found = with_content(model, HALVES, data)
+    found = with_content(model, HALVES, data, l2=1e-3)
     np.testing.assert_array_equal(model.item_table(), before)
     table = np.asarray(found.item_table())
     np.testing.assert_allclose(table[:16], before[:16], rtol=1e-5, atol=1e-6)
+    means = [before[half:16:2].mean(axis=0) for half in (0, 1)]
+    np.testing.assert_allclose(table[16:], means, atol=1e-3)
     np.testing.assert_allclose(found.queries(jnp.arange(3)), model.queries(jnp.arange(3)), rtol=1e-5, atol=1e-5)
-    ids, _ = recommend(found, [0, 1], k=2, allow=np.arange(18) >= 16)
-    assert {*np.asarray(ids).ravel().tolist()} == {16, 17}
-    apart = ((table[:16, None] - table[None, 16:]) ** 2).sum(axis=2)
-    assert apart[::2, 0].mean() + apart[1::2, 1].mean() < apart[1::2, 0].mean() + apart[::2, 1].mean()
+    if name == "BERT4Rec":  # a mark is no item
+        rows = [m.network.items.embedding.table[...][18:] for m in (model, found)]
+        np.testing.assert_array_equal(*rows)
 
 
-def test_a_mark_is_no_item(events):
-    data = Sequences.from_interactions(events)
-    model, _ = fit(BUILT["BERT4Rec"](), data, key=jax.random.key(0), steps=1, progress=False)
-    found = with_content(model, HALVES, data)
-    rows = [m.network.items.embedding.table[...][18:] for m in (model, found)]
-    np.testing.assert_array_equal(*rows)
+def test_new_items_are_recommended(events):
+    model, _ = fit(BUILT["towers"](), events, key=jax.random.key(0), epochs=20, progress=False)
+    found = with_content(model, HALVES, events)
+    ids, _ = recommend(found, [0, 1], k=1, allow=np.arange(18) >= 16)
+    assert np.asarray(ids).ravel().tolist() == [16, 17]
 
 
 @pytest.mark.parametrize(
@@ -145,6 +145,6 @@ def test_models_whose_items_have_no_vectors_of_their_own(events):
         (shared, sequences, r"the table has sharing=\('hashed', 2\): its ids have no vectors of their own"),
         (fused, events, "the outcome of layers or content"),
     ]:
-        model, _ = fit(algorithm, data, key=jax.random.key(0), steps=1, progress=False)
+        model = algorithm.init(jax.random.key(0), data)
         with pytest.raises(ValueError, match=message):
             with_content(model, HALVES, data)
