@@ -220,7 +220,7 @@ def test_names_and_parameters():
         afx.Recommender("implicit-als", factors=8)
     with pytest.raises(ValueError, match="popularity has no parameter 'rank'; it has none"):
         afx.Recommender("popularity", rank=8)
-    for wrong in ({"rank": 8.0}, {"rank": "8"}, {"steps": 2.5}, {"rank": True}):
+    for wrong in ({"rank": 8.0}, {"rank": "8"}, {"epochs": 2.5}, {"rank": True}):
         (name, value), *_ = wrong.items()
         with pytest.raises(ValueError, match=rf"implicit-als: {name}={value!r} must be a whole number"):
             afx.Recommender("implicit-als", **wrong)
@@ -295,7 +295,7 @@ def test_networks_by_name(algorithm, data, tmp_path):
 
 def test_settings_of_networks():
     assert afx.Recommender("deepfm", hidden=[16, 8]).parameters["hidden"] == (16, 8)
-    assert {"negatives", "width", "dropout", "columns", "steps"} <= parameters_of("deepfm").keys()
+    assert {"negatives", "width", "dropout", "columns", "epochs"} <= parameters_of("deepfm").keys()
     assert not {"sizes", "rngs", "network", "length", "implementation"} & parameters_of("deepfm").keys()
     for algorithm, settings, message in [
         ("deepfm", {"hidden": "wide"}, "deepfm: hidden='wide' must be whole numbers above 0"),
@@ -314,7 +314,7 @@ def test_settings_of_networks():
 @pytest.mark.parametrize("algorithm", sorted(ALGORITHMS.keys() - {*NETWORKS, *SEQUENTIAL}))
 def test_saved_and_loaded(algorithm, data, tmp_path):
     vectors = ALGORITHMS[algorithm].epochs > 0
-    parameters = {"rank": RANK, "steps": 3} if vectors else {}
+    parameters = {"rank": RANK, "epochs": 3} if vectors else {}
     if vectors and "l2" in parameters_of(algorithm):
         parameters["l2"] = np.float32(0.25)
     rec = afx.Recommender(algorithm, seed=3, **parameters).fit(data)
@@ -373,7 +373,7 @@ def test_user_knn_says_what_it_cannot_do(data):
 
 @pytest.mark.parametrize("algorithm", ["bpr", "logistic-mf", "softmax-mf", "user-knn"])
 def test_newcomers_get_films_of_their_own_camp(algorithm, data):
-    options = {} if algorithm == "user-knn" else {"rank": RANK, "steps": 60, "learning_rate": 0.1, "l2": 1e-2}
+    options = {} if algorithm == "user-knn" else {"rank": RANK, "epochs": 60, "learning_rate": 0.1, "l2": 1e-2}
     rec = afx.Recommender(algorithm, **options).fit(data)
     for camp in (0, 1):
         found = rec.recommend(history=[camp, camp + 4, camp + 8, camp + 10], k=3)
