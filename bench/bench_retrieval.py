@@ -97,7 +97,7 @@ def test_start_up(benchmark, tmp_path):
     path = RUNS / "ml100k.csv"
     rows = np.stack([x.users, x.items, x.values.astype(int)], axis=1)
     np.savetxt(path, rows, fmt="%d", delimiter=",", header="user,item,value", comments="")
-    fit = [sys.executable, "-m", "affinax", "fit", str(path), "--set", "steps=1", "--out", str(RUNS / "model")]
+    fit = [sys.executable, "-m", "affinax", "fit", str(path), "--set", "epochs=1", "--out", str(RUNS / "model")]
     commands = {
         "import affinax, s": [sys.executable, "-c", "import affinax"],
         "import affinax.engine.factorization, s": [sys.executable, "-c", "import affinax.engine.factorization"],

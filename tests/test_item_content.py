@@ -283,7 +283,7 @@ def test_a_recommender_saves_and_loads_what_it_knows_of_items(tmp_path):
     x, _, _ = groups()
     x = replace(x, item_features=x.item_features.rename({"kind": "network"}))  # as a part of a model is called
     for algorithm in ("sasrec", "two-tower"):
-        settings = QUICK | {"content": "network, vector", "steps": 2} | ({"length": 8} if algorithm == "sasrec" else {})
+        settings = QUICK | {"content": "network, vector", "epochs": 2} | ({"length": 8} if algorithm == "sasrec" else {})
         recommender = Recommender(algorithm, **settings).fit(x.interactions())
         recommender.save(tmp_path / algorithm)
         loaded = Recommender.load(tmp_path / algorithm)
@@ -340,7 +340,7 @@ def test_a_recommender_takes_side_tables_with_ids(tmp_path):
     frame.write_parquet(tmp_path / "items.parquet")
     found = []
     for table in (frame, frame.to_pandas(), tmp_path / "items.parquet"):
-        recommender = Recommender("sasrec", **(QUICK | {"steps": 60, "length": 8, "dropout": 0.0}))
+        recommender = Recommender("sasrec", **(QUICK | {"epochs": 60, "length": 8, "dropout": 0.0}))
         recommender.fit(events, item_features=table)
         allow = names[of_each - 1 :: of_each].tolist()
         found.append(recommender.recommend(list(range(40)), k=1, allow=allow)["item"].to_list())

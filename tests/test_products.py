@@ -106,7 +106,7 @@ def test_products_that_cannot_be(call, message):
 
 @pytest.mark.parametrize("name", ["sasrec", "bert4rec"])
 def test_networks_on_products(name, tmp_path):
-    settings = {"length": 8, "width": 16, "products": (4, 8), "learning_rate": 0.01, "steps": 10}
+    settings = {"length": 8, "width": 16, "products": (4, 8), "learning_rate": 0.01, "epochs": 10}
     rec = afx.Recommender(name, **settings).fit(X, progress=False)
     assert rec.history.loss[-5:].mean() < rec.history.loss[:5].mean()
     assert rec.model.network.items.embedding is None
@@ -123,7 +123,7 @@ def test_networks_that_products_do_not_fit():
     with pytest.raises(ValueError, match="products of 5 parts must divide width=16"):
         models.sequence_retriever(models.SASRec, width=16, products=(5, 8))
     with pytest.raises(CompressionError, match="parts=32 must be below the 20 singular vectors"):
-        afx.Recommender("sasrec", width=64, products=(32, 8), steps=1).fit(X)
+        afx.Recommender("sasrec", width=64, products=(32, 8), epochs=1).fit(X)
 
 
 # Ids that share rows
@@ -161,7 +161,7 @@ def test_ways_of_sharing_that_are_none(sharing):
 @pytest.mark.parametrize("name", ["bert4rec", "two-tower", "deepfm"])
 def test_networks_whose_ids_share_rows(name, tmp_path):
     settings = {"length": 8} if name == "bert4rec" else {}
-    rec = afx.Recommender(name, steps=2, sharing=("quotient", 2), **settings).fit(X, progress=False)
+    rec = afx.Recommender(name, epochs=2, sharing=("quotient", 2), **settings).fit(X, progress=False)
     rec.save(tmp_path / "model")
     assert rec.recommend([2, 5], k=4).equals(afx.Recommender.load(tmp_path / "model").recommend([2, 5], k=4))
 
@@ -176,7 +176,7 @@ def halves():
 
 @pytest.fixture(scope="module")
 def fitted(halves):
-    return afx.Recommender("implicit-als", rank=16, steps=3).fit(halves[0])
+    return afx.Recommender("implicit-als", rank=16, epochs=3).fit(halves[0])
 
 
 def test_a_bill(fitted, halves):
