@@ -283,7 +283,8 @@ def test_a_recommender_saves_and_loads_what_it_knows_of_items(tmp_path):
     x, _, _ = groups()
     x = replace(x, item_features=x.item_features.rename({"kind": "network"}))  # as a part of a model is called
     for algorithm in ("sasrec", "two-tower"):
-        settings = QUICK | {"content": "network, vector", "epochs": 2} | ({"length": 8} if algorithm == "sasrec" else {})
+        length = {"length": 8} if algorithm == "sasrec" else {}
+        settings = QUICK | {"content": "network, vector", "epochs": 2} | length
         recommender = Recommender(algorithm, **settings).fit(x.interactions())
         recommender.save(tmp_path / algorithm)
         loaded = Recommender.load(tmp_path / algorithm)
