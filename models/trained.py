@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -46,9 +47,18 @@ class Blueprint:
 
     def build(self, key: PRNGKeyArray, **more: Any) -> Any:
         """The network, with parameters drawn from a key, but for those among further arguments."""
+        return _drawn(self, key) if not more and not isinstance(key, Tracer) else self._build(key, more)
+
+    def _build(self, key: PRNGKeyArray, more: dict[str, Any]) -> Any:
         from .. import models
 
         return getattr(models, self.network)(**(dict(self.settings) | more), rngs=nnx.Rngs(params=key))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _drawn(blueprint: Blueprint, key: PRNGKeyArray) -> Any:
+    """One program, where each layer has several otherwise."""
+    return blueprint._build(key, {})
 
 
 class PairNetwork(NamedTuple):

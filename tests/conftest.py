@@ -13,7 +13,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)  # for shard_map; all else runs on the first
 # Most of the suite's time is XLA's compiler. Here it leaves out what makes programs fast, and what it compiled, however
 # small, is kept on disk for the next run.
-for name, value in {"jax_disable_most_optimizations": True, "jax_persistent_cache_min_compile_time_secs": 0.0}.items():
+for name, value in {
+    "jax_disable_most_optimizations": True,
+    "jax_traceback_in_locations_limit": 0,
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+}.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)  # for processes that tests start
 if jax.__version_info__ < (0, 11):  # later ones do not know the flag
