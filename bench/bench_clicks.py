@@ -40,14 +40,15 @@ MODELS = {
     "DIN": models.DIN,
 }
 RATES = ((0.003, 0.01), (0.01, 0.01), (0.003, 0.3), (0.003, 1.0))  # learning rate and l2
-INITS = {"DLRM": (None,), "DIN": (0.0001,)}  # standard deviation of the first vectors, else
+INITS = {"DLRM": (None, 0.01), "DIN": (0.0001,)}  # standard deviation of the first vectors, as published if None; else
 DEFAULT_INITS = (0.0001, 0.01)
+CHOICE_SEEDS = {"DLRM": 3}  # whose best epochs' mean is what a choice goes by, else 1
 # Of 15 epochs each; those that were still getting better then have more in `test_accuracy`, on both sides.
 CHOSEN = {
     "FM": {"affinax": (0.01, 0.01, 0.0001), "peer": (0.01, 0.01, 0.01)},
     "DeepFM": {"affinax": (0.003, 0.3, 0.01), "peer": (0.01, 0.01, 0.01)},
     "DCN": {"affinax": (0.003, 0.3, 0.0001), "peer": (0.003, 0.3, 0.01)},
-    "DLRM": {"affinax": (0.003, 1.0, None), "peer": (0.003, 1.0, None)},
+    "DLRM": {"affinax": (0.003, 1.0, 0.01), "peer": (0.003, 1.0, 0.01)},
     "DIN": {"affinax": (0.003, 0.01, 0.0001), "peer": (0.003, 0.01, 0.0001)},
 }
 # With the 2 of others DCN has .8227 on the validation part, the mean of three seeds, and .8240 with this; the first
@@ -145,9 +146,11 @@ def test_choose(name, examples):
         trials[side] = []
         for (rate, l2), init_std in itertools.product(RATES, INITS.get(name, DEFAULT_INITS)):
             chosen = settings(rate, l2, init_std)
-            found = trained(name, examples, **chosen, epochs=15, patience=2)
-            trials[side].append(chosen | {"validation_auc": found["validation_auc"]})
-        trials[side].sort(key=lambda trial: -max(trial["validation_auc"]))
+            seeds = range(CHOICE_SEEDS.get(name, 1))
+            runs = [trained(name, examples, **chosen, epochs=15, patience=2, seed=seed) for seed in seeds]
+            best = float(np.mean([max(run["validation_auc"]) for run in runs]))
+            trials[side].append(chosen | {"validation_auc": best})
+        trials[side].sort(key=lambda trial: -trial["validation_auc"])
     record("clicks", {f"{name}, choice on the validation part": trials})
 
 
@@ -167,27 +170,35 @@ def test_accuracy(name, examples):
     record("clicks", {f"{name}, accuracy": results})
 
 
-def test_accuracy_from_the_same_first_weights(examples):
-    """DLRM, whose seeds differ by more than the sides: ours begins with the weights that the peer began with."""
+def test_accuracy_from_the_same_start(examples):
+    """DLRM, whose seeds differ by more than the sides: both begin with the peer's weights and see our batches."""
     click_peers = pytest.importorskip("bench.click_peers")
     chosen, n = settings(*CHOSEN["DLRM"]["affinax"]), sum(examples["sizes"])
+    steps = len(examples["train"]["labels"]) // BATCH
     aucs: dict[str, list[float]] = {"affinax": [], "peer": []}
     for seed in range(SEEDS["DLRM"]):
 
         def begin(model: Any, seed: int = seed) -> None:
-            table, layers = click_peers.first_weights("DLRM", examples, seed)
+            table, layers = click_peers.first_weights("DLRM", examples, seed, chosen["init_std"])
             model.embedding.table[...] = model.embedding.table[...].at[:n].set(table)
             for layer, (kernel, bias) in zip(model.network.layers, layers, strict=True):
                 layer.kernel[...], layer.bias[...] = jnp.asarray(kernel), jnp.asarray(bias)
 
         ours = train("DLRM", examples, **chosen, epochs=25, patience=2, seed=seed, begin=begin)
-        theirs = click_peers.train("DLRM", examples, **chosen, epochs=25, patience=2, seed=seed, threads=1)
+        of_data = np.asarray(jax.random.key_data(jax.random.fold_in(jax.random.split(jax.random.key(seed))[0], 1)))
+        cut = example_batches(BATCH)({"row": np.arange(len(examples["train"]["labels"]))}, of_data)
+
+        def batches(epoch: int, cut: Any = cut) -> Any:
+            return (cut.make(step)["row"] for step in range(epoch * steps + 1, (epoch + 1) * steps + 1))
+
+        given = {"epochs": 25, "patience": 2, "seed": seed, "threads": 1, "batches": batches}
+        theirs = click_peers.train("DLRM", examples, **chosen, **given)
         aucs["affinax"].append(ours["auc"])
         aucs["peer"].append(theirs["auc"])
     more = np.subtract(aucs["affinax"], aucs["peer"])
     found = {"auc of each seed": aucs, "affinax less the peer": float(more.mean())}
     found["standard error of that"] = float(more.std(ddof=1) / len(more) ** 0.5)
-    record("clicks", {"DLRM, accuracy from the same first weights": found})
+    record("clicks", {"DLRM, accuracy from the same start, on the same batches": found})
 
 
 @each_model
@@ -210,12 +221,13 @@ def test_speed(benchmark, name, examples):
     for threads in (1, 2):
         theirs = click_peers.epochs(name, part, l2=0.01, threads=threads)
         calls[f"peer, {threads} thread{'s' * (threads > 1)}"] = theirs
+    seconds = take_turns(benchmark, calls, rounds=5, pause=0.3)
+    speeds = {f"{who}, examples/s": n / took for who, took in seconds.items()}
+    mine, *others = speeds.values()
+    found = speeds | {"affinax over the faster": mine / max(others), "waiting for batches, share": np.median(waited)}
     if name == "DCN":
         width = 16 * len(examples["sizes"])
         layers = [(width, width), (width, width), (width, 64), (64, 64)]
-        calls[PRODUCTS] = click_peers.products(n, layers, BATCH, threads=2)
-    seconds = take_turns(benchmark, calls, rounds=3, pause=0.3)
-    speeds = {f"{who}, examples/s": n / took for who, took in seconds.items()}
-    mine, *others = (speed for who, speed in speeds.items() if PRODUCTS not in who)
-    found = speeds | {"affinax over the faster": mine / max(others), "waiting for batches, share": np.median(waited)}
+        products = {PRODUCTS: click_peers.products(n, layers, BATCH, threads=2)}
+        found[f"{PRODUCTS}, examples/s"] = n / take_turns(None, products)[PRODUCTS]
     record("clicks", {f"{name}, speed": found})

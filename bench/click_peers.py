@@ -18,10 +18,11 @@ PyTorch's fused Adam, which computes the same as the plain one.
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
@@ -51,6 +52,7 @@ def train(
     attention: tuple[int, ...] = (64, 16),
     init_std: float | None = None,
     patience: int | None = None,
+    batches: Callable[[int], Iterable[np.ndarray]] | None = None,
 ) -> dict[str, Any]:
     """Trains a peer by Adam and tests the epoch that validates best.
 
@@ -66,8 +68,9 @@ def train(
         crosses: Cross layers of DCN.
         attention: Layers of DIN's attention, but the last.
         init_std: Standard deviation of the first vectors and, DIN's aside, of the first weights of the network, for
-            DeepCTR-Torch's models; its 0.0001 if None.
+            DeepCTR-Torch's models; its 0.0001 if None. Of DLRM's vectors alone; as published if None.
         patience: Stops after so many epochs without a better validation; never if None.
+        batches: The rows of each batch of an epoch, which is numbered from 0; if None in a random order of PyTorch's.
 
     Returns:
         "auc" and "log_loss" of the test part, "examples_per_second" of the median epoch (the first left out where
@@ -79,15 +82,21 @@ def train(
         std = {} if init_std is None else {"init_std": init_std}
         model = _build(name, examples, width, hidden, l2, dropout, seed, crosses, attention, std)
         parts = {part: _inputs(name, examples[part]) for part in ("train", "validation", "test")}
-        return _train(model, parts, batch_size, epochs, learning_rate, seed, patience)
+        if batches is None:
+            n, generator = len(parts["train"][1]), torch.Generator().manual_seed(seed)
+            batches = functools.partial(_shuffled, n, batch_size, generator)
+        return _train(model, parts, batches, epochs, learning_rate, patience)
     finally:
         torch.set_num_threads(others)
 
 
-def first_weights(name: str, examples: dict[str, Any], seed: int) -> tuple[np.ndarray, list[Any]]:
+def first_weights(
+    name: str, examples: dict[str, Any], seed: int, init_std: float | None
+) -> tuple[np.ndarray, list[Any]]:
     """DLRM's table and dense layers, kernel `[n_in, n_out]` and bias, that `train` begins with by this seed."""
     torch.manual_seed(seed)
-    model = _build(name, examples, 16, (64, 64), 0.0, 0.0, seed, 2, (64, 16), {})
+    std = {} if init_std is None else {"init_std": init_std}
+    model = _build(name, examples, 16, (64, 64), 0.0, 0.0, seed, 2, (64, 16), std)
     layers = [layer for layer in model.network if isinstance(layer, nn.Linear)]
     pairs = [(layer.weight.detach().numpy().T.copy(), layer.bias.detach().numpy()) for layer in layers]
     return model.table.weight.detach().numpy(), pairs
@@ -114,7 +123,7 @@ def epochs(
     def epoch() -> None:
         others, _ = torch.get_num_threads(), torch.set_num_threads(threads)
         try:
-            _epoch(model, optimizer, inputs, labels, batch_size, generator)
+            _epoch(model, optimizer, inputs, labels, _shuffled(len(labels), batch_size, generator))
         finally:
             torch.set_num_threads(others)
 
@@ -145,18 +154,16 @@ def products(n: int, layers: list[tuple[int, int]], batch_size: int, threads: in
 def _train(
     model: nn.Module,
     parts: dict[str, tuple[torch.Tensor, torch.Tensor]],
-    batch_size: int,
+    batches: Callable[[int], Iterable[Any]],
     epochs: int,
     learning_rate: float,
-    seed: int,
     patience: int | None,
 ) -> dict[str, Any]:
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
-    generator = torch.Generator().manual_seed(seed)
     seconds, validated, best = [], [], None
     for epoch in range(epochs):
         began = time.perf_counter()
-        _epoch(model, optimizer, *parts["train"], batch_size, generator)
+        _epoch(model, optimizer, *parts["train"], batches(epoch))
         seconds.append(time.perf_counter() - began)
         validated.append(_scores(model, *parts["validation"])["auc"])
         if validated[-1] == max(validated):
@@ -177,16 +184,20 @@ def _epoch(
     optimizer: torch.optim.Optimizer,
     inputs: torch.Tensor,
     labels: torch.Tensor,
-    batch_size: int,
-    generator: torch.Generator,
+    batches: Iterable[Any],
 ) -> None:
     model.train()
-    for rows in torch.randperm(len(labels), generator=generator).split(batch_size):
+    for rows in batches:
+        rows = torch.as_tensor(rows, dtype=torch.int64)
         loss = nn.functional.binary_cross_entropy(model(inputs[rows]).squeeze(-1), labels[rows])
         penalty = model.get_regularization_loss() / len(rows)
         optimizer.zero_grad()
         (loss + penalty).sum().backward()
         optimizer.step()
+
+
+def _shuffled(n: int, batch_size: int, generator: torch.Generator, epoch: int = 0) -> Iterable[torch.Tensor]:
+    return torch.randperm(n, generator=generator).split(batch_size)
 
 
 def _scores(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
@@ -232,7 +243,7 @@ def _build(
     std: dict[str, float],
 ) -> nn.Module:
     if name == "DLRM":
-        return DLRM(examples["sizes"], width, hidden, l2, dropout)
+        return DLRM(examples["sizes"], width, hidden, l2, dropout, **std)
     inputs, models = _deepctr()
     sizes = zip(examples["names"], examples["sizes"], strict=True)
     fields = [inputs.SparseFeat(field, size, embedding_dim=width) for field, size in sizes]
@@ -263,14 +274,25 @@ def _deepctr() -> tuple[ModuleType, ModuleType]:
 class DLRM(nn.Module):
     """Dot products of all pairs of the fields' vectors, into a network."""
 
-    def __init__(self, sizes: list[int], width: int, hidden: tuple[int, ...], l2: float, dropout: float):
+    def __init__(
+        self,
+        sizes: list[int],
+        width: int,
+        hidden: tuple[int, ...],
+        l2: float,
+        dropout: float,
+        init_std: float | None = None,
+    ):
         super().__init__()
         self.l2 = l2
         self.table = nn.Embedding(sum(sizes), width)
         self.register_buffer("starts", torch.tensor([0, *sizes[:-1]]).cumsum(0).int())
         self.register_buffer("pairs", torch.tril_indices(len(sizes), len(sizes), offset=-1))
         for rows, size in zip(self.table.weight.data.split(list(sizes)), sizes, strict=True):
-            nn.init.uniform_(rows, -(size**-0.5), size**-0.5)
+            if init_std is None:
+                nn.init.uniform_(rows, -(size**-0.5), size**-0.5)
+            else:
+                nn.init.normal_(rows, std=init_std)
         widths, layers = (self.pairs.shape[1], *hidden, 1), []
         for n_in, n_out in itertools.pairwise(widths):
             linear = nn.Linear(n_in, n_out)

@@ -43,17 +43,23 @@ def cross(
     >>> cross(jnp.array([[1.0, 2.0]]), jnp.array([[[0.0, 1.0], [1.0, 0.0]]]), jnp.array([[0.5, 0.0]])).tolist()
     [[3.5, 4.0]]
     """
+    n = check(x, weights, biases)
+    # Of many single rows, under `vmap`, XLA makes one product.
+    if implementation == "auto" and (x.ndim == 1 or n * n > LARGE):
+        implementation = "reference"
+    y: Any = _cross(x.reshape(-1, n), weights, biases, implementation)
+    return y.reshape(x.shape)
+
+
+def check(x: Array, weights: Array, biases: Array) -> int:
+    """Width of the rows, or ValueError; see `cross`."""
     n = x.shape[-1] if x.ndim else 0
     if weights.ndim != 3 or not weights.size or weights.shape[1:] != (n, n) or biases.shape != (len(weights), n):
         raise ValueError(
             f"kernels.cross_network: {x.shape=}, {weights.shape=} and {biases.shape=} must be [..., n], [layers, n, n] "
             "and [layers, n], with a layer and a column at least"
         )
-    # Of many single rows, under `vmap`, XLA makes one product.
-    if implementation == "auto" and (x.ndim == 1 or n * n > LARGE):
-        implementation = "reference"
-    y: Any = _cross(x.reshape(-1, n), weights, biases, implementation)
-    return y.reshape(x.shape)
+    return n
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -75,8 +81,8 @@ def _cross_backward(implementation: Implementation, saved, slope):
 _cross.defvjp(_cross_forward, _cross_backward)
 
 
-def _layers(x, weights, inner):
-    """`x_l` of all layers, from the products `inner` of each."""
+def rows_of(x, inner):
+    """`x_l` of all layers and the result, from the products `inner` of each."""
     start, rows = x.astype(jnp.float32), [x.astype(jnp.float32)]
     for z in inner:
         rows.append(start * z + rows[-1])
@@ -100,7 +106,7 @@ def _reference(x, weights, biases):
 def _gradient_reference(x, weights, inner, slope):
     """Gradients in x, in the weights and in the biases, of the slopes of the result."""
     kind = jnp.result_type(x, weights)
-    start, rows = x.astype(jnp.float32), _layers(x, weights, inner)
+    start, rows = x.astype(jnp.float32), rows_of(x, inner)
     of_start, of_weights, of_biases = jnp.zeros_like(start), [], []
     for layer in reversed(range(len(weights))):
         of_start += slope * inner[layer]

@@ -41,6 +41,17 @@ def network(
     >>> network(jnp.array([[1.0, 2.0]]), [(w, b)]).tolist(), network(jnp.array([[1.0, 2.0]]), [(w, b)] * 2).tolist()
     ([[3.5, -1.0]], [[4.0, 1.0]])
     """
+    k = check(x, layers)
+    # Of many single rows, under `vmap`, XLA makes one product.
+    if implementation == "auto" and (x.ndim == 1 or max(w.size for w, _ in layers) > LARGE):
+        implementation = "reference"
+    flat = tuple(array for pair in layers for array in pair)
+    y: Any = _network(x.reshape(-1, x.shape[-1]), flat, relu_end, implementation)
+    return y.reshape(*x.shape[:-1], k)
+
+
+def check(x: Array, layers: Layers) -> int:
+    """Width of the last layer, or ValueError; see `network`."""
     k = x.shape[-1] if x.ndim else 0
     for number, (w, b) in enumerate(layers):
         if w.ndim != 2 or not w.size or len(w) != k or b.shape != w.shape[1:]:
@@ -51,12 +62,7 @@ def network(
         k = w.shape[1]
     if not layers:
         raise ValueError("kernels.dense: a network needs a layer or more")
-    # Of many single rows, under `vmap`, XLA makes one product.
-    if implementation == "auto" and (x.ndim == 1 or max(w.size for w, _ in layers) > LARGE):
-        implementation = "reference"
-    flat = tuple(array for pair in layers for array in pair)
-    y: Any = _network(x.reshape(-1, x.shape[-1]), flat, relu_end, implementation)
-    return y.reshape(*x.shape[:-1], k)
+    return k
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

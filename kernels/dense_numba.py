@@ -7,6 +7,7 @@ weights lie in one array, too, and the widths of the layers in another, so that 
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,21 @@ import numpy as np
 
 from . import simd, xla_ffi
 from .outer_products import TALL_ROWS, TILE_COLUMNS, WIDE_COLUMNS
-from .tiles import ADDED, ANY, ROWS, add_product, copy_rows, multiply, n_groups, n_panels, pack, padded, rounded, up
+from .tiles import (
+    ADDED,
+    ANY,
+    ROWS,
+    add_product,
+    added,
+    copy_rows,
+    multiply,
+    n_groups,
+    n_panels,
+    pack,
+    padded,
+    rounded,
+    up,
+)
 
 _NARROW = 8  # columns, of which fewer fill too little of a tile
 
@@ -25,15 +40,12 @@ def network(x, *layers, relu_end: bool):
     weights, biases = layers[::2], layers[1::2]
     m, n = len(x), weights[-1].shape[1]
     if len(weights) == 1 and n < _NARROW:
-        results = _float32((m, n))
+        results = float32_shapes((m, n))
         (y,) = xla_ffi.call("narrow_dense", _NARROW_FORWARD, results, x, weights[0].T, biases[0])
         return jnp.maximum(y, 0) if relu_end else y, jnp.zeros(0, jnp.float32)
-    widths = [len(w) for w in weights] + [n]
-    wide = [up(width, TILE_COLUMNS) for width in widths]
-    packed = sum(a * b for a, b in zip(widths, wide[1:], strict=False))
-    shapes = (m, n), (m * sum(widths[1:-1]),), (packed,), (sum(wide[1:]),)
-    given = x, _flat(weights), _flat(biases), jnp.asarray([*widths, relu_end], jnp.int32)
-    y, hidden, *_ = xla_ffi.call("dense", _FORWARD, _float32(*shapes), *given)
+    given = x, flat(weights), flat(biases), int32_widths(weights, relu_end)
+    results = float32_shapes((m, n), *forward_shapes(m, widths_of(weights)))
+    y, hidden, *_ = xla_ffi.call("dense", _FORWARD, results, *given)
     return y, hidden
 
 
@@ -41,31 +53,59 @@ def gradient(x, slope, hidden, *weights):
     """The Numba implementation of `dense.GRADIENT`."""
     (m, k), n = x.shape, weights[-1].shape[1]
     if len(weights) == 1 and n < _NARROW:
-        results = _float32((m, k), (n, k), (n,), (n_groups(m, n * k), n * (k + 1)))
+        results = float32_shapes((m, k), (n, k), (n,), (n_groups(m, n * k), n * (k + 1)))
         of_x, of_columns, of_bias, _ = xla_ffi.call(
             "narrow_dense_gradient", _NARROW_BACKWARD, results, x, weights[0].T, slope
         )
         return of_x, of_columns.T, of_bias
-    widths = [len(w) for w in weights] + [n]
-    layers = list(itertools.pairwise(widths))
-    packed = sum(b * up(a, TILE_COLUMNS) for a, b in layers)
-    n_sums = sum((up(a, TALL_ROWS) + 1) * up(b, TILE_COLUMNS) for a, b in layers)
-    shapes = (m, k), (sum(a * b for a, b in layers),), (sum(widths[1:]),), (packed,)
-    results = _float32(*shapes, (up(max(widths), TILE_COLUMNS),), (n_groups(m, n_sums), n_sums))
-    given = x, _flat(weights), jnp.asarray([*widths, 0], jnp.int32), hidden, slope
+    *shapes, n_sums = gradient_shapes(widths_of(weights))
+    results = float32_shapes((m, k), *shapes, (n_groups(m, n_sums), n_sums))
+    given = x, flat(weights), int32_widths(weights, False), hidden, slope
     of_x, of_weights, of_biases, *_ = xla_ffi.call("dense_gradient", _BACKWARD, results, *given)
-    found, w, b = [of_x], 0, 0
-    for a, c in layers:
-        found += [of_weights[w : w + a * c].reshape(a, c), of_biases[b : b + c]]
-        w, b = w + a * c, b + c
-    return tuple(found)
+    return of_x, *parted(of_weights, of_biases, weights)
 
 
-def _flat(arrays) -> jax.Array:
+def widths_of(weights) -> list[int]:
+    """Of the input and of each layer."""
+    return [len(w) for w in weights] + [weights[-1].shape[1]]
+
+
+def int32_widths(weights, relu_end: bool) -> jax.Array:
+    """`widths_of`, and whether there is a relu at the end, as kernels take them."""
+    return jnp.asarray([*widths_of(weights), relu_end], jnp.int32)
+
+
+def forward_shapes(m: int, widths: list[int]) -> tuple[tuple[int, ...], ...]:
+    """Of the rows between layers, the panels, and the biases padded."""
+    wide = [up(width, TILE_COLUMNS) for width in widths]
+    panels = sum(a * b for a, b in zip(widths, wide[1:], strict=False))
+    return (m * sum(widths[1:-1]),), (panels,), (sum(wide[1:]),)
+
+
+def gradient_shapes(widths: list[int]) -> tuple[Any, ...]:
+    """Of the gradients of weights and biases, and the panels; and how many sums there are of a group of rows."""
+    layers = list(itertools.pairwise(widths))
+    n_sums = sum((up(a, TALL_ROWS) + 1) * up(b, TILE_COLUMNS) for a, b in layers)
+    panels = sum(b * up(a, TILE_COLUMNS) for a, b in layers)
+    return (sum(a * b for a, b in layers),), (sum(widths[1:]),), (panels,), n_sums
+
+
+def parted(of_weights, of_biases, weights) -> list[jax.Array]:
+    """The gradients of each layer's weights and bias."""
+    found, w, b = [], 0, 0
+    for one in weights:
+        found += [of_weights[w : w + one.size].reshape(one.shape), of_biases[b : b + one.shape[1]]]
+        w, b = w + one.size, b + one.shape[1]
+    return found
+
+
+def flat(arrays) -> jax.Array:
+    """All numbers in one array."""
     return jnp.concatenate([array.reshape(-1) for array in arrays])
 
 
-def _float32(*shapes: tuple[int, ...]) -> list[jax.ShapeDtypeStruct]:
+def float32_shapes(*shapes: tuple[int, ...]) -> list[jax.ShapeDtypeStruct]:
+    """Results of a kernel."""
     return [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
 
 
@@ -75,7 +115,8 @@ def _n_layers(widths):
 
 
 @numba.njit(cache=True, nogil=True)
-def _n_packs(x, weights, biases, widths, y, hidden, panels, starts):
+def n_packed(widths):
+    """Panels of all layers."""
     n = 0
     for layer in range(_n_layers(widths)):
         n += n_panels(widths[layer + 1])
@@ -83,7 +124,8 @@ def _n_packs(x, weights, biases, widths, y, hidden, panels, starts):
 
 
 @numba.njit(cache=True, nogil=True)
-def _pack(number, x, weights, biases, widths, y, hidden, panels, starts):
+def pack_panel(number, weights, biases, widths, panels, starts):
+    """Writes one panel of the weights and its part of the biases, padded with zeros."""
     w, b, p, s, layer = 0, 0, 0, 0, 0
     while number >= n_panels(widths[layer + 1]):
         k, n = np.int64(widths[layer]), np.int64(widths[layer + 1])
@@ -99,13 +141,8 @@ def _pack(number, x, weights, biases, widths, y, hidden, panels, starts):
 
 
 @numba.njit(cache=True, nogil=True)
-def _n_blocks(x, weights, biases, widths, y, hidden, panels, starts):
-    return (len(x) + ROWS - 1) // ROWS
-
-
-@numba.njit(cache=True, nogil=True)
-def _forward(number, x, weights, biases, widths, y, hidden, panels, starts):
-    """One block of rows."""
+def through(number, x, widths, y, hidden, panels, starts):
+    """One block of rows through all layers."""
     m, layers, first = len(x), _n_layers(widths), number * ROWS
     size, stride = min(ROWS, m - first), x.shape[1]
     row, place = x.reshape(-1), first * stride
@@ -127,8 +164,17 @@ def _forward(number, x, weights, biases, widths, y, hidden, panels, starts):
 
 
 @numba.njit(cache=True, nogil=True)
-def _n_packs_back(x, weights, widths, hidden, slope, of_x, of_weights, of_biases, panels, zeros, sums):
-    zeros[:] = 0
+def widest_of(widths):
+    """The greatest width, rounded up to that of tiles."""
+    widest = 0
+    for layer in range(_n_layers(widths) + 1):
+        widest = max(widest, rounded(np.int64(widths[layer]), TILE_COLUMNS))
+    return widest
+
+
+@numba.njit(cache=True, nogil=True)
+def n_packed_transposed(widths):
+    """Panels of all layers' weights transposed."""
     n = 0
     for layer in range(_n_layers(widths)):
         n += n_panels(widths[layer])
@@ -136,7 +182,8 @@ def _n_packs_back(x, weights, widths, hidden, slope, of_x, of_weights, of_biases
 
 
 @numba.njit(cache=True, nogil=True)
-def _pack_back(number, x, weights, widths, hidden, slope, of_x, of_weights, of_biases, panels, zeros, sums):
+def pack_transposed(number, weights, widths, panels):
+    """Writes one panel of the weights transposed."""
     w, p, layer = 0, 0, 0
     while number >= n_panels(widths[layer]):
         k, n = np.int64(widths[layer]), np.int64(widths[layer + 1])
@@ -148,45 +195,28 @@ def _pack_back(number, x, weights, widths, hidden, slope, of_x, of_weights, of_b
 
 
 @numba.njit(cache=True, nogil=True)
-def _n_groups(x, weights, widths, hidden, slope, of_x, of_weights, of_biases, panels, zeros, sums):
-    return len(sums)
-
-
-@numba.njit(cache=True, nogil=True)
-def _backward(number, x, weights, widths, hidden, slope, of_x, of_weights, of_biases, panels, zeros, sums):
-    """Rows whose gradients of the weights are summed one after the other; and their own gradients."""
-    m, layers, mine = len(x), _n_layers(widths), sums[number]
-    size = rounded((m + len(sums) - 1) // len(sums), ROWS)
-    mine[:] = 0
-    last, widest = np.int64(widths[layers]), len(zeros)
-    back, other = np.zeros(ROWS * widest, np.float32), np.empty(ROWS * widest, np.float32)
-    for first in range(number * size, min((number + 1) * size, m), ROWS):
-        count, wide = min(ROWS, m - first), rounded(last, TILE_COLUMNS)
-        back[: ROWS * wide] = 0
-        copy_rows(slope.reshape(-1), first * last, last, back, 0, wide, count)
-        p, q, region = len(panels), len(mine), len(hidden)  # the ends of what belongs to the layers up to this one
-        for layer in range(layers - 1, -1, -1):
-            k, n = np.int64(widths[layer]), np.int64(widths[layer + 1])
-            wide, tall = rounded(n, TILE_COLUMNS), rounded(k, TALL_ROWS)
-            across = rounded(k, TILE_COLUMNS)
-            p, q = p - n * across, q - (tall + 1) * wide
-            for row in range(count):
-                simd.axpy(np.float32(1), back, row * wide, mine, q + tall * wide, wide)
-            if layer == 0:
-                _add_first(x, first, count, back, wide, mine, q)
-                whole = across == k and count == ROWS
-                result, r = (of_x.reshape(-1), first * k) if whole else (other, 0)
-                multiply(back, 0, wide, ROWS, panels, p, n, zeros, 0, ANY, result, r, across)
-                if not whole:
-                    copy_rows(other, 0, across, of_x.reshape(-1), first * k, k, count)
-                break
-            region -= m * k
-            rows, r = hidden, region + first * k
-            if count < ROWS or across != k:
-                rows, r = padded(rows, r, k, count, ROWS, across), 0
-            add_product(rows, r, across, 1, tall, back, 0, False, wide, count, mine, q, wide)
+def back_through(first, count, x, widths, hidden, panels, back, other, zeros, sums):
+    """Turns `back`, the slopes of a block's results, into those of its rows, in `other`, and adds up the weights'."""
+    m, layers = len(x), _n_layers(widths)
+    p, q, region = len(panels), len(sums), len(hidden)  # the ends of what belongs to the layers up to this one
+    for layer in range(layers - 1, -1, -1):
+        k, n = np.int64(widths[layer]), np.int64(widths[layer + 1])
+        wide, tall = rounded(n, TILE_COLUMNS), rounded(k, TALL_ROWS)
+        across = rounded(k, TILE_COLUMNS)
+        p, q = p - n * across, q - (tall + 1) * wide
+        for row in range(count):
+            simd.axpy(np.float32(1), back, row * wide, sums, q + tall * wide, wide)
+        if layer == 0:
+            _add_first(x, first, count, back, wide, sums, q)
             multiply(back, 0, wide, ROWS, panels, p, n, zeros, 0, ANY, other, 0, across)
-            simd.where_above_0(other, 0, rows, r, back, 0, ROWS * across)
+            break
+        region -= m * k
+        rows, r = hidden, region + first * k
+        if count < ROWS or across != k:
+            rows, r = padded(rows, r, k, count, ROWS, across), 0
+        add_product(rows, r, across, 1, tall, back, 0, False, wide, count, sums, q, wide)
+        multiply(back, 0, wide, ROWS, panels, p, n, zeros, 0, ANY, other, 0, across)
+        simd.where_above_0(other, 0, rows, r, back, 0, ROWS * across)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -201,7 +231,8 @@ def _add_first(x, first, size, slopes, wide, sums, q):
 
 
 @numba.njit(cache=True, nogil=True)
-def _n_added(x, weights, widths, hidden, slope, of_x, of_weights, of_biases, panels, zeros, sums):
+def n_added(widths):
+    """How many parts of the gradients are added up: some rows of a layer each."""
     n = 0
     for layer in range(_n_layers(widths)):
         n += (widths[layer] + ADDED) // ADDED  # one more row than there are: that of the bias
@@ -209,27 +240,86 @@ def _n_added(x, weights, widths, hidden, slope, of_x, of_weights, of_biases, pan
 
 
 @numba.njit(cache=True, nogil=True)
-def _add_up(number, x, weights, widths, hidden, slope, of_x, of_weights, of_biases, panels, zeros, sums):
+def add_up(number, widths, of_weights, of_biases, sums, place):
     """The sums of all groups, in their order: some rows of the gradient of a layer or, after the last, its bias's."""
-    w, b, q, layer = 0, 0, 0, 0
+    w, b, q, layer = 0, 0, place, 0
     while number >= (widths[layer] + ADDED) // ADDED:
         k, n = np.int64(widths[layer]), np.int64(widths[layer + 1])
-        w, b, q = (
-            w + k * n,
-            b + n,
-            q + (rounded(k, TALL_ROWS) + 1) * rounded(n, TILE_COLUMNS),
-        )
+        w, b, q = w + k * n, b + n, q + (rounded(k, TALL_ROWS) + 1) * rounded(n, TILE_COLUMNS)
         number -= (widths[layer] + ADDED) // ADDED
         layer += 1
     k, n = np.int64(widths[layer]), np.int64(widths[layer + 1])
-    tall, wide = rounded(k, TALL_ROWS), rounded(n, TILE_COLUMNS)
-    for row in range(number * ADDED, min((number + 1) * ADDED, k + 1)):
-        total = of_weights[w + row * n : w + (row + 1) * n] if row < k else of_biases[b : b + n]
-        start = q + (row if row < k else tall) * wide
-        total[:] = 0
-        for group in range(len(sums)):
-            for column in range(n):
-                total[column] += sums[group, start + column]
+    tall, wide, first = rounded(k, TALL_ROWS), rounded(n, TILE_COLUMNS), number * ADDED
+    count = min(ADDED, k - first)
+    if count > 0:
+        total = added(sums, q + first * wide, count * wide)
+        copy_rows(total, 0, wide, of_weights, w + first * n, n, count)
+    if first + ADDED > k:
+        of_biases[b : b + n] = added(sums, q + tall * wide, wide)[:n]
+
+
+@numba.njit(cache=True, nogil=True)
+def _n_packs(x, weights, biases, widths, y, hidden, panels, starts):
+    return n_packed(widths)
+
+
+@numba.njit(cache=True, nogil=True)
+def _pack(number, x, weights, biases, widths, y, hidden, panels, starts):
+    pack_panel(number, weights, biases, widths, panels, starts)
+
+
+@numba.njit(cache=True, nogil=True)
+def _n_blocks(x, weights, biases, widths, y, hidden, panels, starts):
+    return (len(x) + ROWS - 1) // ROWS
+
+
+@numba.njit(cache=True, nogil=True)
+def _forward(number, x, weights, biases, widths, y, hidden, panels, starts):
+    through(number, x, widths, y, hidden, panels, starts)
+
+
+@numba.njit(cache=True, nogil=True)
+def _n_packs_back(x, weights, widths, hidden, slope, of_x, of_weights, of_biases, panels, sums):
+    return n_packed_transposed(widths)
+
+
+@numba.njit(cache=True, nogil=True)
+def _pack_back(number, x, weights, widths, hidden, slope, of_x, of_weights, of_biases, panels, sums):
+    pack_transposed(number, weights, widths, panels)
+
+
+@numba.njit(cache=True, nogil=True)
+def _n_groups(x, weights, widths, hidden, slope, of_x, of_weights, of_biases, panels, sums):
+    return len(sums)
+
+
+@numba.njit(cache=True, nogil=True)
+def _backward(number, x, weights, widths, hidden, slope, of_x, of_weights, of_biases, panels, sums):
+    """Rows whose gradients of the weights are summed one after the other; and their own gradients."""
+    (m, k), mine = x.shape, sums[number]
+    size = rounded((m + len(sums) - 1) // len(sums), ROWS)
+    mine[:] = 0
+    last = slope.shape[1]
+    wide = rounded(last, TILE_COLUMNS)
+    widest = widest_of(widths)
+    back, other = np.zeros(ROWS * widest, np.float32), np.empty(ROWS * widest, np.float32)
+    zeros = np.zeros(widest, np.float32)
+    for first in range(number * size, min((number + 1) * size, m), ROWS):
+        count = min(ROWS, m - first)
+        back[: ROWS * wide] = 0
+        copy_rows(slope.reshape(-1), first * last, last, back, 0, wide, count)
+        back_through(first, count, x, widths, hidden, panels, back, other, zeros, mine)
+        copy_rows(other, 0, rounded(k, TILE_COLUMNS), of_x.reshape(-1), first * k, k, count)
+
+
+@numba.njit(cache=True, nogil=True)
+def _n_added(x, weights, widths, hidden, slope, of_x, of_weights, of_biases, panels, sums):
+    return n_added(widths)
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_up(number, x, weights, widths, hidden, slope, of_x, of_weights, of_biases, panels, sums):
+    add_up(number, widths, of_weights, of_biases, sums, 0)
 
 
 _FORWARD = ((_n_packs, _pack), (_n_blocks, _forward))

@@ -110,3 +110,22 @@ def copy_rows(source, i, i_stride, target, j, j_stride, n_rows):
         simd.copy(source, i + row * i_stride, target, j + row * j_stride, whole)
         for column in range(whole, n):
             target[j + row * j_stride + column] = source[i + row * i_stride + column]
+
+
+@numba.njit(cache=True, nogil=True)
+def block_of(source, first, size, n, wide):
+    """A block of rows of n numbers, `wide` apart, and the place where it begins: a copy unless they lie so."""
+    if size == ROWS and wide == n:
+        return source, first * n
+    return padded(source, first * n, n, size, ROWS, wide), 0
+
+
+@numba.njit(cache=True, nogil=True)
+def added(sums, place, n):
+    """The sum over all groups, in their order, of n numbers, a multiple of 8, from `place` on."""
+    total = np.zeros(n, np.float32)
+    flat = sums.reshape(-1)
+    size = flat.size // len(sums)
+    for group in range(len(sums)):
+        simd.axpy(np.float32(1), flat, group * size + place, total, 0, n)
+    return total

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..kernels.cross_network import cross
+from ..kernels.deep_cross import logits
 from ..kernels.op import Implementation
 from .layers import Dense, FieldEmbedding, Linear, Sharing, he_normal
 
@@ -86,6 +87,12 @@ class DCN(nnx.Module):
         """Logits; with a key there is dropout."""
         vectors = self.embedding(fields)
         start = vectors.reshape(*vectors.shape[:-2], -1)
+        if isinstance(self.crosses, Crosses) and self._fused(key):
+            kernel, bias = self.end.weights()
+            ends = kernel[: start.shape[-1], 0], kernel[start.shape[-1] :, 0]
+            layers = [linear.weights() for linear in self.network.layers]
+            given = jnp.asarray(start, self.end.dtype), self.crosses.weights(), layers, ends
+            return logits(*given, implementation=self.end.implementation) + bias[0].astype(jnp.float32)
         if isinstance(self.crosses, Crosses):
             crossed = self.crosses(start)
         else:
@@ -95,6 +102,11 @@ class DCN(nnx.Module):
         if self.structure == "stacked":
             return self.end(self.network(crossed, key=key))[..., 0]
         return self.end.of_parts(crossed, self.network(start, key=key))[..., 0]
+
+    def _fused(self, key: PRNGKeyArray | None) -> bool:
+        """Whether one kernel can do all that comes after the vectors, where the cross layers are of full rank."""
+        parallel = self.structure == "parallel" and len(self.network.layers) > 0
+        return parallel and not self.end.alone and self.network.fused(key)
 
 
 class Crosses(nnx.Module):
@@ -117,10 +129,11 @@ class Crosses(nnx.Module):
         self.implementation: Implementation = implementation
 
     def __call__(self, start: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
-        given = start, self.kernel[...], self.bias[...]
-        if self.dtype is not None:
-            given = tuple(array.astype(self.dtype) for array in given)
-        return cross(*given, implementation=self.implementation)
+        return cross(jnp.asarray(start, self.dtype), *self.weights(), implementation=self.implementation)
+
+    def weights(self) -> tuple[Array, Array]:
+        """W and b of all layers, as products take them."""
+        return jnp.asarray(self.kernel[...], self.dtype), jnp.asarray(self.bias[...], self.dtype)
 
 
 class CrossMixture(nnx.Module):

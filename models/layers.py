@@ -301,8 +301,7 @@ class Dense(nnx.Module):
         """The last layer. With a key there is dropout: in training."""
         if not self.layers:
             return x
-        fused = not any(linear.alone for linear in self.layers)
-        if fused and self.activation is jax.nn.relu and (key is None or self.dropout == 0):
+        if self.fused(key):
             first = self.layers[0]
             options = {"relu_end": not self.linear_end, "implementation": first.implementation}
             return network(jnp.asarray(x, first.dtype), [linear.weights() for linear in self.layers], **options)
@@ -311,6 +310,11 @@ class Dense(nnx.Module):
             if number < len(self.layers) - 1 or not self.linear_end:
                 x = dropped(self.activation(x), self.dropout, None if key is None else jax.random.fold_in(key, number))
         return x
+
+    def fused(self, key: PRNGKeyArray | None) -> bool:
+        """Whether all layers are one kernel: of relus, without dropout, and none computed alone."""
+        alone = any(linear.alone for linear in self.layers)
+        return not alone and self.activation is jax.nn.relu and (key is None or self.dropout == 0)
 
 
 def dropped(x: Array, share: float, key: PRNGKeyArray | None) -> Array:

@@ -158,6 +158,14 @@ CROSS = (
     DenseCase("several groups of whole tiles", 700, (48,) * 3),
 )
 
+DEEP_CROSS = (  # two cross layers, then those of the network beside them
+    DenseCase("no rows", 0, (5, 5, 5, 3)),
+    DenseCase("one number", 1, (1, 1, 1, 1)),
+    DenseCase("odd shapes", 67, (21, 21, 21, 37, 3)),
+    DenseCase("several groups of whole tiles", 700, (48, 48, 48, 32, 16)),
+    DenseCase("a network that grows", 130, (8, 8, 8, 100, 1)),
+)
+
 PAIRS = (
     PairsCase("no examples", 0, 3, 4),
     PairsCase("one vector", 2, 1, 4),

@@ -442,6 +442,15 @@ def cross(x, layers, slope=None):
     return rows[-1], of_start + back, found
 
 
+def deep_cross(x, crosses, layers, ends, slope):
+    """Products of the two above with `ends`, added up; and gradients in x, all layers and the ends."""
+    u, v, slope = (np.asarray(a, np.float64)[:, None] for a in (*ends, slope))
+    crossed, of_x, of_crosses = cross(x, crosses, slope * u.T)
+    deep, more, of_layers = dense(x, layers, True, slope * v.T)
+    of_ends = (crossed.T @ slope)[:, 0], (deep.T @ slope)[:, 0]
+    return (crossed @ u + deep @ v)[:, 0], of_x + more, [*of_crosses, *of_layers, of_ends]
+
+
 def pair_products(vectors, slope=None):
     """Products of all vectors with those before, and the gradient of their products with `slope`."""
     vectors = np.asarray(vectors, np.float64)

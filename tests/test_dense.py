@@ -1,4 +1,4 @@
-"""Dense networks and cross layers: both implementations against float64 oracles, under every transformation."""
+"""Dense networks, cross layers, and both: all implementations against float64 oracles, under every transformation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from affinax.kernels import cross_network, dense
+from affinax.kernels import cross_network, deep_cross, dense
 
 from . import naive
-from .cases import CROSS, DENSE, dense_arguments
+from .cases import CROSS, DEEP_CROSS, DENSE, dense_arguments
 from .test_kernels import close, devices, each_implementation
 from .test_pair_products import slopes_of
 
@@ -23,17 +23,44 @@ pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
 each_network = pytest.mark.parametrize("case", DENSE, ids=lambda case: case.name)
 each_cross = pytest.mark.parametrize("case", CROSS, ids=lambda case: case.name)
+each_both = pytest.mark.parametrize("case", DEEP_CROSS, ids=lambda case: case.name)
 each_relu = pytest.mark.parametrize("relu_end", [False, True])
 
 
 def arguments(case):
-    x, layers = dense_arguments(case)
-    return jnp.asarray(x), [(jnp.asarray(w), jnp.asarray(b)) for w, b in layers]
+    return on_device(dense_arguments(case))
+
+
+def on_device(tree):
+    return jax.tree.map(jnp.asarray, tree)
 
 
 def crossed(x, layers, implementation="auto"):
     weights, biases = (jnp.stack(arrays) for arrays in zip(*layers, strict=True))
     return cross_network.cross(x, weights, biases, implementation=implementation)
+
+
+def deep_arguments(case):
+    """As of `arguments`, and then the two ends."""
+    x, layers = dense_arguments(case)
+    rng = np.random.default_rng(2)
+    return x, [*layers, tuple(rng.normal(size=n).astype(np.float32) for n in (case.widths[0], case.widths[-1]))]
+
+
+def both_together(x, layers, implementation="auto"):
+    """`deep_cross.logits` of two cross layers, those of the network and the two ends."""
+    crosses, (*deep, ends) = layers[:2], layers[2:]
+    weights, biases = (jnp.stack(arrays) for arrays in zip(*crosses, strict=True))
+    return deep_cross.logits(x, (weights, biases), deep, ends, implementation=implementation)
+
+
+GIVEN = {dense.network: arguments, crossed: arguments, both_together: lambda case: on_device(deep_arguments(case))}
+
+
+def each_function(number):
+    """All three, by their case of this number."""
+    cases = (dense.network, DENSE[number]), (crossed, CROSS[number]), (both_together, DEEP_CROSS[number])
+    return pytest.mark.parametrize(("function", "case"), cases, ids=["dense", "cross", "deep_cross"])
 
 
 def same(found, expected, tolerance):
@@ -86,12 +113,29 @@ def test_the_implementations_of_a_network_may_stand_for_each_other(case):
         assert one == other
         one, other = shapes(cross_network.GRADIENT, x, stacked[0], one[1], one[0])
         assert one == other
+        # Both together, of these cross layers and of the same network.
+        given = x, *stacked, layers[0][1], layers[-1][1], *flat
+        one, other = shapes(deep_cross.OP, *given)
+        assert one == other
+        weights = stacked[0], layers[0][1], layers[-1][1], *flat[::2]
+        one, other = shapes(deep_cross.GRADIENT, x, *one[1:], one[0], *weights)
+        assert one == other
 
 
 @each_implementation
-@pytest.mark.parametrize(("function", "case"), [(dense.network, DENSE[2]), (crossed, CROSS[2])], ids=["dense", "cross"])
+@each_both
+def test_cross_layers_beside_a_network_are_exact(case, implementation):
+    mix = np.random.default_rng(1).normal(size=case.batch).astype(np.float32)
+    x, layers = deep_arguments(case)
+    together = functools.partial(both_together, implementation=implementation)
+    expected = naive.deep_cross(x, layers[:2], layers[2:-1], layers[-1], mix)
+    same(slopes_of(together, jnp.asarray(mix), *on_device((x, layers))), expected, 2e-5)
+
+
+@each_implementation
+@each_function(2)
 def test_leading_axes_and_transformations(function, case, implementation):
-    x, layers = arguments(case)
+    x, layers = GIVEN[function](case)
     x = x[:24]
     read = functools.partial(function, implementation=implementation)
 
@@ -115,9 +159,10 @@ def test_leading_axes_and_transformations(function, case, implementation):
 
 
 @pytest.mark.on_cpu
-@pytest.mark.parametrize(("function", "case"), [(dense.network, DENSE[3]), (crossed, CROSS[3])], ids=["dense", "cross"])
+@each_function(3)
 def test_bits_are_the_same_whoever_comes_first(function, case):
-    mix, given = jnp.ones((case.batch, case.widths[-1])), arguments(case)
+    given = GIVEN[function](case)
+    mix = jnp.ones_like(function(*given))
     read = jax.jit(lambda *given: slopes_of(functools.partial(function, implementation="numba"), mix, *given))
     first = read(*given)
     for _ in range(20):
@@ -125,17 +170,17 @@ def test_bits_are_the_same_whoever_comes_first(function, case):
 
 
 @each_implementation
-@pytest.mark.parametrize(("function", "case"), [(dense.network, DENSE[2]), (crossed, CROSS[2])], ids=["dense", "cross"])
+@each_function(2)
 def test_not_a_number_stays_one(function, case, implementation):
-    x, layers = arguments(case)
+    x, layers = GIVEN[function](case)
     found = function(x.at[3, 1].set(jnp.nan), layers, implementation=implementation)
     assert np.isnan(found[3]).all()
     assert np.isfinite(np.delete(np.asarray(found), 3, axis=0)).all()
 
 
-@pytest.mark.parametrize(("function", "case"), [(dense.network, DENSE[2]), (crossed, CROSS[2])], ids=["dense", "cross"])
+@each_function(2)
 def test_low_precision(function, case):
-    low = jax.tree.map(lambda a: a.astype(jnp.bfloat16), arguments(case))
+    low = jax.tree.map(lambda a: a.astype(jnp.bfloat16), GIVEN[function](case))
     exact = function(*jax.tree.map(lambda a: a.astype(jnp.float32), low))
     y = function(*low)
     assert y.dtype == jnp.float32
@@ -147,11 +192,12 @@ def test_low_precision(function, case):
 
 
 @pytest.mark.on_cpu
-@pytest.mark.parametrize("function", [dense.network, crossed], ids=["dense", "cross"])
+@pytest.mark.parametrize("function", [dense.network, crossed, both_together], ids=["dense", "cross", "deep_cross"])
 def test_large_weights_and_single_rows_are_left_to_xla(function):
     for width, rows, ours in ((64, (3,), True), (64, (), False), (520, (3,), False)):
         layer = jnp.zeros((width, width)), jnp.zeros(width)
-        program = jax.make_jaxpr(lambda x, layer=layer: function(x, [layer]))(jnp.zeros((*rows, width)))
+        layers = [layer] * 3 + [(layer[1], layer[1])] if function is both_together else [layer]
+        program = jax.make_jaxpr(lambda x, layers=layers: function(x, layers))(jnp.zeros((*rows, width)))
         assert ("ffi_call" in str(program)) == ours
 
 
@@ -166,6 +212,9 @@ def test_shapes_that_do_not_go_together():
     ):
         with pytest.raises(ValueError, match=message):
             network(x, layers)
+    ends = jnp.ones(4), jnp.ones(3)
+    with pytest.raises(ValueError, match=r"ends of \(4,\) and \(3,\) must be \[4\] and \[2\]"):
+        unwrap(deep_cross.logits)(x, (jnp.ones((1, 4, 4)), jnp.ones((1, 4))), [(w, b)], ends)
     with pytest.raises(ValueError, match="at least 1"):
         network(jnp.ones((3, 0)), [(jnp.ones((0, 2)), b)])
     for weights, biases in ((jnp.ones((1, 4, 3)), jnp.ones((1, 4))), (jnp.ones((0, 4, 4)), jnp.ones((0, 4)))):
