@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -22,6 +23,9 @@ for name, value in {
     os.environ[name.upper()] = str(value)  # for processes that tests start
 if jax.__version_info__ < (0, 11):  # later ones do not know the flag
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
+
+# Tracing makes objects by the million, few of them garbage: a tenth of the suite's time went into looking for it.
+gc.set_threshold(200_000, 20, 20)
 
 # Those that take longest, which begin first: no worker then waits for one of them at the end.
 LONGEST = (
