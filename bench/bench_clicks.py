@@ -185,6 +185,7 @@ def test_accuracy_from_the_same_start(examples):
                 layer.kernel[...], layer.bias[...] = jnp.asarray(kernel), jnp.asarray(bias)
 
         ours = train("DLRM", examples, **chosen, epochs=25, patience=2, seed=seed, begin=begin)
+        # As `fit` seeds its batches.
         of_data = np.asarray(jax.random.key_data(jax.random.fold_in(jax.random.split(jax.random.key(seed))[0], 1)))
         cut = example_batches(BATCH)({"row": np.arange(len(examples["train"]["labels"]))}, of_data)
 

@@ -128,14 +128,14 @@ def _backward(
         count = min(ROWS, m - first)
         crosses.rows_between(first, count, x, inner, rows)
         last, place = block_of(deep.reshape(-1), first, count, k, across)
-        back[count * wide :] = 0
-        deep_back[count * across : ROWS * across] = 0
+        back[:] = 0
+        deep_back[: ROWS * across] = 0
         for row in range(count):
             value = slope[first + row]
             simd.axpy(value, rows, len(inner) * area + row * wide, mine, of_end, wide)
             simd.axpy(value, last, place + row * across, mine, of_end + wide, across)
-            simd.scale(value, end, 0, back, row * wide, wide)
-            simd.scale(value, end, wide, deep_back, row * across, across)
+            simd.axpy(value, end, 0, back, row * wide, wide)
+            simd.axpy(value, end, wide, deep_back, row * across, across)
         simd.where_above_0(deep_back, 0, last, place, deep_back, 0, ROWS * across)
         crosses.back_through(first, count, n, inner, panels, rows, back, slopes, of_start, mine)
         dense.back_through(first, count, x, widths, hidden, panels, deep_back, other, zeros, mine)

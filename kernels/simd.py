@@ -215,25 +215,6 @@ def axpy(typingctx, c, source, i, target, j, n):
 
 
 @intrinsic
-def scale(typingctx, c, source, i, target, j, n):
-    """`target = c source` over `n` float32 numbers, a multiple of 8."""
-
-    def codegen(context, builder, signature, arguments):
-        c, source, target, n = addresses(context, builder, signature, arguments)
-        factor = splat(builder, c)
-
-        def body(i):
-            offset = builder.mul(i, I64(4))
-            store(builder, builder.fmul(factor, load(builder, source, offset, VECTOR)), target, offset)
-            return ()
-
-        vector_loop(builder, n, body)
-        return context.get_dummy_value()
-
-    return types.void(types.float32, source, types.int64, target, types.int64, types.int64), codegen
-
-
-@intrinsic
 def mix(typingctx, a, p, i, b, q, j, n):
     """`p, q = a p + b q, a q + b p` over `n` float32 numbers of two rows, a multiple of 8."""
 
