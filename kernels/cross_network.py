@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from . import cross_network_numba
-from .op import Implementation, Op, dispatch
-from .tiles import LARGE
+from .op import Implementation, Op, all_float32, dispatch
+from .tiles import left_to_xla
 
 
 def cross(
@@ -44,8 +44,7 @@ def cross(
     [[3.5, 4.0]]
     """
     n = check(x, weights, biases)
-    # Of many single rows, under `vmap`, XLA makes one product.
-    if implementation == "auto" and (x.ndim == 1 or n * n > LARGE):
+    if implementation == "auto" and left_to_xla(x, weights):
         implementation = "reference"
     y: Any = _cross(x.reshape(-1, n), weights, biases, implementation)
     return y.reshape(x.shape)
@@ -117,10 +116,5 @@ def _gradient_reference(x, weights, inner, slope):
     return of_start + slope, jnp.stack(of_weights), jnp.stack(of_biases)
 
 
-def _supports(*arrays: Array) -> str | None:
-    kinds = {str(a.dtype) for a in arrays}
-    return None if kinds == {"float32"} else f"arrays of {sorted(kinds)} must all be float32"
-
-
-OP = Op("cross_network", _reference, _supports, numba=cross_network_numba.cross)
-GRADIENT = Op("cross_network_gradient", _gradient_reference, _supports, numba=cross_network_numba.gradient)
+OP = Op("cross_network", _reference, all_float32, numba=cross_network_numba.cross)
+GRADIENT = Op("cross_network_gradient", _gradient_reference, all_float32, numba=cross_network_numba.gradient)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from . import cross_network, deep_cross_numba, dense
-from .op import Implementation, Op, dispatch
-from .tiles import LARGE
+from .op import Implementation, Op, all_float32, dispatch
+from .tiles import left_to_xla
 
 
 def logits(
@@ -45,12 +45,11 @@ def logits(
     >>> logits(jnp.array([[1.0, 2.0]]), crosses, layers, (jnp.array([1.0, 10.0]), jnp.array([100.0]))).tolist()
     [243.5]
     """
-    n = x.shape[-1] if x.ndim else 0
-    cross_network.check(x, *crosses)
+    n = cross_network.check(x, *crosses)
     k = dense.check(x, layers)
     if ends[0].shape != (n,) or ends[1].shape != (k,):
         raise ValueError(f"kernels.deep_cross: ends of {ends[0].shape} and {ends[1].shape} must be [{n}] and [{k}]")
-    if implementation == "auto" and (x.ndim == 1 or n * n > LARGE or max(w.size for w, _ in layers) > LARGE):
+    if implementation == "auto" and left_to_xla(x, crosses[0], *(w for w, _ in layers)):
         implementation = "reference"
     flat = tuple(array for pair in layers for array in pair)
     y: Any = _deep_cross(x.reshape(-1, n), (*crosses, *ends, *flat), implementation)
@@ -99,10 +98,5 @@ def _gradient_reference(x, inner, deep, hidden, slope, cross_weights, cross_end,
     return of_x + more, *of_crosses, _product(slope, crossed), _product(slope, deep), *of_layers
 
 
-def _supports(*arrays: Array) -> str | None:
-    kinds = {str(a.dtype) for a in arrays}
-    return None if kinds == {"float32"} else f"arrays of {sorted(kinds)} must all be float32"
-
-
-OP = Op("deep_cross", _reference, _supports, numba=deep_cross_numba.logits)
-GRADIENT = Op("deep_cross_gradient", _gradient_reference, _supports, numba=deep_cross_numba.gradient)
+OP = Op("deep_cross", _reference, all_float32, numba=deep_cross_numba.logits)
+GRADIENT = Op("deep_cross_gradient", _gradient_reference, all_float32, numba=deep_cross_numba.gradient)

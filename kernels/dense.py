@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from . import dense_numba
-from .op import Implementation, Op, dispatch
-from .tiles import LARGE
+from .op import Implementation, Op, all_float32, dispatch
+from .tiles import left_to_xla
 
 Layers = Sequence[tuple[Array, Array]]
 
@@ -42,8 +42,7 @@ def network(
     ([[3.5, -1.0]], [[4.0, 1.0]])
     """
     k = check(x, layers)
-    # Of many single rows, under `vmap`, XLA makes one product.
-    if implementation == "auto" and (x.ndim == 1 or max(w.size for w, _ in layers) > LARGE):
+    if implementation == "auto" and left_to_xla(x, *(w for w, _ in layers)):
         implementation = "reference"
     flat = tuple(array for pair in layers for array in pair)
     y: Any = _network(x.reshape(-1, x.shape[-1]), flat, relu_end, implementation)
@@ -117,10 +116,5 @@ def _gradient_reference(x, slope, hidden, *weights):
     return slope, *found
 
 
-def _supports(*arrays: Array, **static: Any) -> str | None:
-    kinds = {str(a.dtype) for a in arrays}
-    return None if kinds == {"float32"} else f"arrays of {sorted(kinds)} must all be float32"
-
-
-OP = Op("dense", _reference, _supports, numba=dense_numba.network)
-GRADIENT = Op("dense_gradient", _gradient_reference, _supports, numba=dense_numba.gradient)
+OP = Op("dense", _reference, all_float32, numba=dense_numba.network)
+GRADIENT = Op("dense_gradient", _gradient_reference, all_float32, numba=dense_numba.gradient)

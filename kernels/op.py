@@ -36,6 +36,12 @@ class Op(NamedTuple):
     automatic: tuple[str, ...] = ("cpu",)
 
 
+def all_float32(*arrays: jax.Array, **static: Any) -> str | None:
+    """An `Op.supports` that takes float32 alone."""
+    kinds = {str(a.dtype) for a in arrays}
+    return None if kinds == {"float32"} else f"arrays of {sorted(kinds)} must all be float32"
+
+
 @functools.cache
 def platforms() -> frozenset[str]:
     """Platforms this process can run on, as `jax.lax.platform_dependent` names them."""

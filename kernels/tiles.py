@@ -39,6 +39,11 @@ def up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
+def left_to_xla(x, *weights) -> bool:
+    """Whether XLA's own products serve better: of large weights, and of many single rows under `vmap`, made one."""
+    return x.ndim == 1 or max(w.shape[-2] * w.shape[-1] for w in weights) > LARGE
+
+
 @numba.njit(cache=True, nogil=True)
 def rounded(n, multiple):
     """`up`, in a kernel."""
