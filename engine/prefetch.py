@@ -31,7 +31,7 @@ class Prefetch(Generic[T]):
     [1, 4, 9, 16]
     """
 
-    def __init__(self, make: Callable[[int], T], first: int, last: int, ahead: int = 4):
+    def __init__(self, make: Callable[[int], T], first: int, last: int, ahead: int = 8):
         self.waited = 0.0
         self._ready: queue.Queue[Any] = queue.Queue(ahead)
         self._ended = threading.Event()

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from affinax.engine.data import Interactions
 from affinax.engine.errors import CheckpointError, DivergenceError, InteractionError
@@ -32,6 +33,7 @@ from affinax.engine.training import (
 )
 from affinax.engine.training.gradient_descent import gradient_step, start_training
 from affinax.engine.training.histories import earlier_items, last_items, other_items
+from affinax.models import MLP
 
 from .sources import ROOT
 
@@ -260,6 +262,32 @@ def test_a_number_that_is_not_finite_names_the_step_and_changes_nothing():
     assert np.isfinite(np.asarray(caught.value.state.parameters["w"])).all()
 
 
+def test_steps_in_one_call_are_those_of_one_call_each():
+    seen = {}
+    one_each, history = trained(steps=30, callback=lambda n, state, info: seen.update({n: float(info.loss)}))
+    together, same_history = trained(steps=30)
+    same(one_each, together)
+    assert list(seen.values()) == history.loss.tolist() == same_history.loss.tolist()
+    assert len(set(same_history.seconds.tolist())) < 15  # those of one call have the same
+    assert len(set(history.seconds.tolist())) > 15
+
+
+def test_a_step_that_fails_amid_a_call_ends_it():
+    data = {name: np.concatenate([array] * 100) for name, array in DATA.items()}
+    broken = {name: array.copy() for name, array in data.items()}
+    row = example_batches(8)({"row": np.arange(4000)}, fit_seed()).make(23)["row"][5]
+    broken["y"][row] = np.inf
+    with pytest.raises(DivergenceError, match=r"step 23, the loss is not finite \(inf\)") as caught:
+        fit(descent(), broken, key=KEY, steps=60)
+    before, _ = fit(descent(), data, key=KEY, steps=22)
+    same(caught.value.state, before)
+
+
+def fit_seed() -> np.ndarray:
+    """The seed of batches that `fit` has by `KEY`."""
+    return np.asarray(jax.random.key_data(jax.random.fold_in(jax.random.split(KEY)[0], 1)))
+
+
 def test_a_gradient_that_is_not_finite_is_told_from_a_loss():
     def loss(p, batch, key):
         return jnp.sum(jnp.sqrt(p["w"]))  # at 0 without a slope
@@ -267,6 +295,18 @@ def test_a_gradient_that_is_not_finite_is_told_from_a_loss():
     algorithm = gradient(loss, optax.sgd(0.1), example_batches(8), init={"w": jnp.zeros(3)})
     with pytest.raises(DivergenceError, match=r"step 1, the gradient is not finite \(of 1 arrays; the loss is 0\)"):
         trained(algorithm)
+
+
+def test_parameters_that_can_be_called_are_no_function_of_a_key():
+    model = MLP([], numbers=3, hidden=(4,), rngs=nnx.Rngs(0))
+
+    def loss(m, batch, key):
+        return losses.squared_error(m(None, batch["x"]), batch["y"])
+
+    given = loss, optax.adam(0.01), example_batches(8)
+    by_model, _ = trained(gradient(*given, init=model))
+    by_function, _ = trained(gradient(*given, init=lambda key: model))
+    same(by_model, by_function)
 
 
 def test_all_examples_masked():

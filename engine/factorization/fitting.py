@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import math
 import time
@@ -24,6 +23,7 @@ from ..prefetch import Prefetch
 from ..progress import Progress
 from .algorithm import Algorithm, Info
 from .run import Run, SavedRun, key_in_words
+from .stepping import Steps
 
 
 class History(NamedTuple):
@@ -31,7 +31,7 @@ class History(NamedTuple):
 
     Attributes:
         loss: The objective of each step, as `Info` has it.
-        seconds: Wall time of each step; the first includes compilation.
+        seconds: Wall time of each step, the same for those taken in one call; the first includes compilation.
         validation: What `validate` returned, or None.
         stopped: Why it ended: "steps", "tolerance", "patience" or "callback".
         validated: After which steps it was called, counted from 1, or None.
@@ -66,7 +66,7 @@ def fit(
     """Trains an algorithm.
 
     The step is jitted once and its state donated; a step that yields a number that is not finite is undone and
-    reported. Batches are cut on another thread, ahead of the device.
+    reported. Batches are cut on another thread, ahead of the device, and several short steps are taken in one call.
 
     Args:
         algorithm: From `implicit_als`, `bpr`, `training.gradient`, …
@@ -75,7 +75,8 @@ def fit(
         steps: The most steps to take, at least 1; or
         epochs: as many as pass the data so often, where a step takes a batch; else an epoch is a step.
         state: Where to begin; `algorithm.init` if None. It is copied, not consumed.
-        callback: `callback(step, state, info)`, called after each step, counted from 1; a true return value stops.
+        callback: `callback(step, state, info)`, called after each step, counted from 1; a true return value stops. With
+            it there is but one step in a call.
         tolerance: Stop when the loss of an epoch is less than this share below that of the one before.
         validate: `validate(state) -> score`, higher is better. The state with the best score is returned, and training
             stops when `patience` calls brought no better one.
@@ -130,25 +131,28 @@ def fit(
         run = saved.restored(run)
     first = len(run.losses) + 1
     stopped = run.stopped(epoch, tolerance, patience)
-    # Cut to what is left, so that a run taken up goes on with the keys that it would have had; as plain numbers, since
-    # an array of keys gives them out more slowly than a small step takes.
-    keys = jax.random.split(step_key, total)[first - 1 :]
-    kind = str(jax.random.key_impl(keys)) if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else None
-    words = np.asarray(keys if kind is None else jax.random.key_data(keys))
-    step = _guarded(algorithm.step, algorithm.batches is not None, kind, run.structure)
+    # Cut to what is left, so that a run taken up goes on with the keys that it would have had.
+    steps_of = Steps(algorithm, jax.random.split(step_key, total)[first - 1 :], first, run.structure)
+    pauses = [every] * (validate is not None) + [save_every] * (saved is not None) + [epoch] * (tolerance is not None)
+    pauses += [1] * (callback is not None)
     with (
         Progress(algorithm.name, total, progress) as bar,
         source.ahead(first, total if stopped is None else 0) as batches,
     ):
-        bar.advance("", min(first - 1, total))
-        for number, (word, batch) in enumerate(zip(words, batches, strict=False), start=first):
+        number, ahead = first - 1, iter(batches)
+        bar.advance("", min(number, total))
+        while number < total and stopped is None:
+            to_pause = min(total - number, *(interval - number % interval for interval in pauses), total)
+            data = list(itertools.islice(ahead, steps_of.in_a_call(to_pause, run.seconds)))
             began = time.perf_counter()
-            run.leaves, info = step(word, run.leaves, batch)
-            info = jax.tree.map(np.asarray, info)
-            run.seconds.append(time.perf_counter() - began)
-            run.losses.append(float(info.loss))
+            run.leaves, infos = steps_of.take(run.leaves, number + 1, data)
+            taken = len(infos.loss)
+            number += taken
+            run.seconds += [(time.perf_counter() - began) / taken] * taken
+            run.losses += infos.loss.tolist()
+            info = jax.tree.map(lambda a: a[-1], infos)
             if info.nonfinite.any() or not np.isfinite(info.loss):
-                raise _divergence(algorithm, number, info, run.state, batch)
+                raise _divergence(algorithm, number, info, run.state, data[-1])
             if validate is not None and (number % every == 0 or number == total):
                 score = float(validate(run.state))
                 if score > max(run.scores, default=-np.inf):
@@ -156,14 +160,12 @@ def fit(
                 run.scores.append(score)
                 run.validated.append(number)
             if bar.shown:
-                bar.advance(source.status(run))
+                bar.advance(source.status(run), taken)
             if callback is not None and callback(number, run.state, info):
                 stopped = "callback"
             stopped = stopped or run.stopped(epoch, tolerance, patience)
             if saved is not None and (number % save_every == 0 or number == total or stopped):
                 saved.save(run)
-            if stopped:
-                break
     scores, validated = (np.array(run.scores), np.array(run.validated)) if run.scores else (None, None)
     waited = run.waited + getattr(batches, "waited", 0.0)
     history = History(np.array(run.losses), np.array(run.seconds), scores, stopped or "steps", validated, waited)
@@ -206,30 +208,6 @@ def _source(algorithm: Algorithm, interactions: Any, key: PRNGKeyArray) -> _Sour
         raise TypeError(not_interactions("fit", interactions))
     data = interactions.to_device() if isinstance(interactions, Interactions) else interactions
     return _Source(data, None, data.by_user.nnz, data.by_user.nnz)
-
-
-@functools.lru_cache(maxsize=32)
-def _guarded(
-    step: Callable[..., tuple[Any, Info]], guards_itself: bool, kind: str | None, structure: Any
-) -> Callable[..., tuple[list[Any], Info]]:
-    """The step, jitted, which leaves a state as it is that would not be finite; of states it takes the leaves.
-
-    Of keys it takes the numbers. Kept, so that another fit by the same step compiles nothing: the numbers of an
-    algorithm are in its state.
-    """
-
-    def guarded(words, leaves, data):
-        key = words if kind is None else jax.random.wrap_key_data(words, impl=kind)
-        new, info = step(key, jax.tree.unflatten(structure, leaves), data)
-        new, after = jax.tree.flatten(new)
-        if after != structure:
-            raise TypeError(f"a step must give a state of the structure that it was given: {after} is not {structure}")
-        if guards_itself:
-            return new, info
-        good = jnp.isfinite(info.loss) & jnp.all(info.nonfinite == 0)
-        return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, leaves), info
-
-    return jax.jit(guarded, donate_argnums=1)
 
 
 def _divergence(algorithm: Algorithm, number: int, info: Info, state: Any, data: Any) -> DivergenceError:
