@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -57,6 +56,8 @@ MORE = {"DCN": {"hidden_scale": 0.02}}
 EPOCHS = {"DIN": 2}  # the most, else 25
 TIMED = {"DIN": 2}  # batches of a timed epoch, else all
 SEEDS = {"DIN": 1, "DLRM": 12}  # how many, else 3; more where the two sides differ by as much as their seeds do
+
+SAME_START = {"DLRM": 12, "DCN": 8}  # how many seeds
 
 PRODUCTS = "the products of its layers alone, in PyTorch, 2 threads"
 
@@ -170,21 +171,26 @@ def test_accuracy(name, examples):
     record("clicks", {f"{name}, accuracy": results})
 
 
-def test_accuracy_from_the_same_start(examples):
-    """DLRM, whose seeds differ by more than the sides: both begin with the peer's weights and see our batches."""
+@pytest.mark.parametrize("name", SAME_START)
+def test_accuracy_from_the_same_start(name, examples):
+    """Of those whose seeds differ by more than the sides: both begin with the peer's weights and see our batches."""
     click_peers = pytest.importorskip("bench.click_peers")
-    chosen, n = settings(*CHOSEN["DLRM"]["affinax"]), sum(examples["sizes"])
+    chosen = settings(*CHOSEN[name]["peer"])
     steps = len(examples["train"]["labels"]) // BATCH
     aucs: dict[str, list[float]] = {"affinax": [], "peer": []}
-    for seed in range(SEEDS["DLRM"]):
+    for seed in range(SAME_START[name]):
 
         def begin(model: Any, seed: int = seed) -> None:
-            table, layers = click_peers.first_weights("DLRM", examples, seed, chosen["init_std"])
-            model.embedding.table[...] = model.embedding.table[...].at[:n].set(table)
-            for layer, (kernel, bias) in zip(model.network.layers, layers, strict=True):
-                layer.kernel[...], layer.bias[...] = jnp.asarray(kernel), jnp.asarray(bias)
+            weights = click_peers.first_weights(name, examples, seed, chosen["init_std"])
+            for place, array in weights.items():
+                of = functools.reduce(
+                    lambda node, part: node[int(part)] if part.isdigit() else getattr(node, part),
+                    place.split("."),
+                    model,
+                )
+                of[...] = of[...].at[: len(array)].set(array)  # of the table there are rows for padding behind
 
-        ours = train("DLRM", examples, **chosen, epochs=25, patience=2, seed=seed, begin=begin)
+        ours = train(name, examples, **chosen, epochs=25, patience=2, seed=seed, begin=begin)
         # As `fit` seeds its batches.
         of_data = np.asarray(jax.random.key_data(jax.random.fold_in(jax.random.split(jax.random.key(seed))[0], 1)))
         cut = example_batches(BATCH)({"row": np.arange(len(examples["train"]["labels"]))}, of_data)
@@ -193,13 +199,13 @@ def test_accuracy_from_the_same_start(examples):
             return (cut.make(step)["row"] for step in range(epoch * steps + 1, (epoch + 1) * steps + 1))
 
         given = {"epochs": 25, "patience": 2, "seed": seed, "threads": 1, "batches": batches}
-        theirs = click_peers.train("DLRM", examples, **chosen, **given)
+        theirs = click_peers.train(name, examples, **chosen, **given)
         aucs["affinax"].append(ours["auc"])
         aucs["peer"].append(theirs["auc"])
     more = np.subtract(aucs["affinax"], aucs["peer"])
     found = {"auc of each seed": aucs, "affinax less the peer": float(more.mean())}
     found["standard error of that"] = float(more.std(ddof=1) / len(more) ** 0.5)
-    record("clicks", {"DLRM, accuracy from the same start, on the same batches": found})
+    record("clicks", {f"{name}, accuracy from the same start, on the same batches": found})
 
 
 @each_model

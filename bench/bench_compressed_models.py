@@ -36,6 +36,7 @@ from .sequence_data import BEAUTY, amazon_beauty, movielens_1m
 
 KEY = jax.random.key(0)
 MOVIELENS = {"length": 200, "batch_size": 69, "dropout": 0.1}
+ON_BEAUTY = {"length": 50, "batch_size": 32, "dropout": 0.5}
 HELD = optax.chain(optax.adam(1e-3), keep_zeros())
 
 
@@ -76,10 +77,10 @@ def validator(train: Sequences, validation: Interactions) -> Any:
     return validate
 
 
-def trained_on(model: Any, train: Sequences, optimizer: Any, epochs: int, **options: Any) -> Any:
+def trained_on(model: Any, parts: Any, optimizer: Any, epochs: int, settings: Any = MOVIELENS, **options: Any) -> Any:
     """A model after some epochs more, of which the best by validation counts."""
-    kept, validation = train
-    algorithm = models.sequence_retriever(models.SASRec, **MOVIELENS, optimizer=optimizer, **options)
+    kept, validation = parts
+    algorithm = models.sequence_retriever(models.SASRec, **settings, optimizer=optimizer, **options)
     steps = algorithm.batches(kept, np.zeros(2, np.uint32)).steps(1)
     validate = validator(kept, validation)
     own = {"validate": validate, "validate_every": 3 * steps, "patience": 4, "progress": False}
@@ -140,15 +141,15 @@ def test_sasrec_trained_in_fewer_bits():
     record("compressed_models", {"SASRec on ML-1M trained in fewer bits": bills(named, known, test)})
 
 
-def pruned_gradually(model: Any, known: Sequences, share: Any) -> Any:
+def pruned_gradually(model: Any, known: Sequences, share: Any, settings: Any = MOVIELENS) -> Any:
     """Ever more weights become 0 in 12 epochs of training; of 12 more the best by validation counts."""
     parts = known.leave_last()
-    steps = models.sequence_retriever(models.SASRec, **MOVIELENS).batches(parts[0], np.zeros(2, np.uint32)).steps(1)
+    steps = models.sequence_retriever(models.SASRec, **settings).batches(parts[0], np.zeros(2, np.uint32)).steps(1)
     gradual = prune_gradually(share, begin=0, end=12 * steps, every=steps // 2)
-    algorithm = models.sequence_retriever(models.SASRec, **MOVIELENS, optimizer=optax.chain(optax.adam(1e-3), gradual))
+    algorithm = models.sequence_retriever(models.SASRec, **settings, optimizer=optax.chain(optax.adam(1e-3), gradual))
     state = model._replace(training=None)
     pruned, _ = fit(algorithm, parts[0], key=jax.random.key(2), epochs=12, state=state, progress=False)
-    return trained_on(pruned._replace(training=None), parts, HELD, 12)
+    return trained_on(pruned._replace(training=None), parts, HELD, 12, settings)
 
 
 def test_sasrec_pruned():
@@ -209,14 +210,13 @@ TABLES: dict[str, dict[str, Any]] = {
 each_table = pytest.mark.parametrize("name", TABLES)
 
 
-@pytest.mark.skipif(not BEAUTY.exists(), reason="Amazon Beauty is not there")
-@each_table
-def test_tables_of_sasrec_on_beauty(name):
-    """Vectors of items that share rows or are put together from parts, from the first step on."""
-    known, test = amazon_beauty().leave_last()
+needs_beauty = pytest.mark.skipif(not BEAUTY.exists(), reason="Amazon Beauty is not there")
+
+
+def on_beauty(name: str, known: Sequences, **options: Any) -> tuple[Any, Any, int]:
+    """SASRec with one of `TABLES`, how training went, and the steps of an epoch."""
     train, validation = known.leave_last()
-    settings = {"length": 50, "dropout": 0.5, "batch_size": 32, **TABLES[name]}
-    algorithm = models.sequence_retriever(models.SASRec, **settings)
+    algorithm = models.sequence_retriever(models.SASRec, **ON_BEAUTY, **options)
     steps = algorithm.batches(train, np.zeros(2, np.uint32)).steps(1)
     validate = validator(train, validation)
     model, history = fit(
@@ -231,6 +231,30 @@ def test_tables_of_sasrec_on_beauty(name):
         checkpoint_every=4 * steps,
         progress=False,
     )
+    return model, history, steps
+
+
+@needs_beauty
+def test_sasrec_on_beauty_pruned():
+    """80 % of its table and layers, beside the same training without."""
+    known, test = amazon_beauty().leave_last()
+    model, _, _ = on_beauty("a row each", known)
+    named = {"whole": model}
+    named["trained on"] = trained_on(model._replace(training=None), known.leave_last(), optax.adam(1e-3), 24, ON_BEAUTY)
+    named["80 % over 12 epochs, trained on"] = pruned_gradually(model, known, 0.8, ON_BEAUTY)
+    found = bills(named, known, test)
+    for name, one in named.items():
+        shares = zeros_of(one)
+        found[name]["zeros of each"] = {"least": min(shares.values()), "most": max(shares.values())}
+    record("compressed_models", {"SASRec on Beauty pruned": found})
+
+
+@needs_beauty
+@each_table
+def test_tables_of_sasrec_on_beauty(name):
+    """Vectors of items that share rows or are put together from parts, from the first step on."""
+    known, test = amazon_beauty().leave_last()
+    model, history, steps = on_beauty(name, known, **TABLES[name])
     table = model.network.items
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(table))
     codes = 0 if model.modalities is None else model.modalities.inputs["codes"].nbytes

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
 
-from affinax import models
-from affinax.engine.compression import quantize
+from affinax.engine.compression import ProductRows, quantize, quantize_products
 from affinax.engine.data import Interactions
 from affinax.engine.evaluation.metrics import ndcg_at_k, recall_at_k
-from affinax.engine.factorization import fit, implicit_als
+from affinax.engine.factorization import Algorithm, fit, implicit_als
 from affinax.engine.retrieval import top_k
+from affinax.engine.training import Embedded, Rows, gradient, pair_batches
 from affinax.kernels import int8
 
 from .bench_accuracy import SETTINGS_GOWALLA, gowalla
+from .bench_networks import TOWERS_GOWALLA, as_towers, log_shares, loss_of_towers, trained_towers
 from .measure import take_turns
 from .record import record
 
@@ -108,26 +111,55 @@ def test_als_on_gowalla():
     train, test = gowalla()
     settings = SETTINGS_GOWALLA | {"rank": 64}
     model, _ = fit(implicit_als(**settings), train, key=KEY, steps=12, progress=False)
-    record("compression", {"iALS on gowalla, rank 64, its item table": of_tables(model, train, test, exact=0)})
+    found = of_tables(quantized(model, exact=0), train, test)
+    record("compression", {"iALS on gowalla, rank 64, its item table": found})
 
 
 def test_two_towers_on_gowalla():
-    """The same of two towers of ids, 64 wide, after 8 epochs."""
+    """The same of two towers of ids, 511 wide; and with items put together from 73 parts, a byte each.
+
+    The parts are those that k-means finds in the trained table, and then centroids, biases and users are trained on.
+    """
     train, test = gowalla()
-    towers = models.tower_retriever(width=64, l2=0.22, learning_rate=0.01, batch_size=1024)
-    model, _ = fit(towers, train, key=KEY, epochs=8, progress=False)
-    found = of_tables(model, train, test, exact=1)
-    record("compression", {"two towers on gowalla, 64 wide, their item table": found})
+    table = trained_towers(train)[0].parameters.table
+    model, users = as_towers(table, train), table[: train.n_users]
+    rows = quantize_products(model.item_table(), 73, exact=1)
+    trained, _ = fit(towers_in_products(train, users, rows), train, key=KEY, epochs=4)
+    centroids, biases = trained.parameters.network
+    rows_trained = replace(rows, centroids=centroids, exact=biases)
+    whole = jnp.concatenate([trained.parameters.table, rows_trained.floats()])
+    named = quantized(model, exact=1) | {"73 parts": (model, rows)}
+    named["73 parts, trained on"] = as_towers(whole, train), rows_trained
+    record("compression", {"two towers on gowalla, 511 wide, their item table": of_tables(named, train, test)})
 
 
-def of_tables(model: Any, train: Interactions, test: Interactions, exact: int) -> dict[str, Any]:
-    """Quality by the item table as it is, and quantized but for its last columns."""
-    users = np.flatnonzero(np.diff(test.indptr)).astype(np.int32)
+def towers_in_products(train: Interactions, users: jax.Array, rows: ProductRows) -> Algorithm:
+    """The loss of the towers, by centroids and biases of the items and by vectors of the users."""
+    log_q = log_shares(train)
+
+    def loss(p: Any, batch: Any, key: Any) -> Any:
+        centroids, biases = p.network
+        items = replace(rows, centroids=centroids, exact=biases)[batch["items"]]
+        return loss_of_towers(p.table[:, :-1], items[:, :-1], items[:, -1], batch["items"], log_q)
+
+    batches = pair_batches(TOWERS_GOWALLA["batch_size"])
+    of_users = Rows(lambda batch: batch["users"], "adam", TOWERS_GOWALLA["learning_rate"])
+    start = Embedded(users, (rows.centroids, rows.exact))
+    return gradient(loss, optax.adam(1e-3), batches, init=start, rows=of_users, name="two towers in products")
+
+
+def quantized(model: Any, exact: int) -> dict[str, tuple[Any, Any]]:
+    """A model with its item table as it is, and with it quantized but for the last columns."""
     items = model.item_table()
-    tables: dict[str, Any] = {"float32": items}
-    tables |= {kind: quantize(items, kind, clip="search", exact=exact) for kind in ("int8", "int4")}
-    found = {}
-    for name, table in tables.items():
+    tables = {kind: quantize(items, kind, clip="search", exact=exact) for kind in ("int8", "int4")}
+    return {name: (model, table) for name, table in ({"float32": items} | tables).items()}
+
+
+def of_tables(named: dict[str, tuple[Any, Any]], train: Interactions, test: Interactions) -> dict[str, Any]:
+    """Quality of the queries of each model by its item table, beside the first, "float32"."""
+    users = np.flatnonzero(np.diff(test.indptr)).astype(np.int32)
+    found, items = {}, named["float32"][1]
+    for name, (model, table) in named.items():
         ids, _ = top_k(model.queries(jnp.asarray(users)), table, 20, seen=train, rows=users)
         size = table.nbytes
         values = per_user(np.asarray(ids), test, users)

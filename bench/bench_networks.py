@@ -17,7 +17,7 @@ from affinax.engine.factorization import Algorithm, Factors, fit
 from affinax.engine.training import Embedded, Rows, gradient, losses, pair_batches
 
 from .bench_accuracy import first_of_equal_times, gowalla
-from .record import record
+from .record import RUNS, record
 
 KEY = jax.random.key(0)
 NCF = "ML-1M, NCF protocol"
@@ -109,23 +109,32 @@ def test_choose_ncf():
     record("networks", {f"{NCF}, choice on a validation part": found})
 
 
+def log_shares(train: Interactions) -> Any:
+    """By how much more often an item is in a batch."""
+    return jnp.log(np.maximum(np.bincount(train.items, minlength=train.n_items), 1).astype(np.float32) / train.nnz)
+
+
+def loss_of_towers(users: Any, items: Any, bias: Any, ids: Any, log_q: Any) -> Any:
+    """Softmax over a batch: a bias is a part of the logits as the correction is."""
+    squares = jnp.sum(users**2) + jnp.sum(items**2)
+    penalty = 0.5 * TOWERS_GOWALLA["l2"] * squares / len(ids)
+    return losses.in_batch_softmax(users, items, item_ids=ids, log_q=log_q[ids] - bias) + penalty
+
+
 def towers_on_gowalla(train: Interactions) -> Algorithm:
     """What `tower_retriever` trains, but row by row: softmax over a batch with log q, with which the biases begin.
 
     A batch meets 2,048 of the 70,839 rows, which alone are moved: Adam on whole tables would take most of a step.
     """
-    width, l2, batch_size = (TOWERS_GOWALLA[name] for name in ("width", "l2", "batch_size"))
-    log_q = jnp.log(np.maximum(np.bincount(train.items, minlength=train.n_items), 1).astype(np.float32) / train.nnz)
+    width, batch_size = TOWERS_GOWALLA["width"], TOWERS_GOWALLA["batch_size"]
+    log_q = log_shares(train)
 
     def ids(batch: Any) -> Any:
         return jnp.stack([batch["users"], batch["items"] + train.n_users], axis=1)
 
     def loss(p: Any, batch: Any, key: Any) -> Any:
         users, items, bias = p.table[:, 0, :width], p.table[:, 1, :width], p.table[:, 1, width]
-        # A bias is a part of the logits as the correction is.
-        options = {"item_ids": batch["items"], "log_q": log_q[batch["items"]] - bias}
-        squares = jnp.sum(users**2) + jnp.sum(items**2)
-        return losses.in_batch_softmax(users, items, **options) + 0.5 * l2 * squares / batch_size
+        return loss_of_towers(users, items, bias, batch["items"], log_q)
 
     def start(key: Any) -> Embedded:
         vectors = 0.1 * jax.random.normal(key, (train.n_users + train.n_items, width))
@@ -136,9 +145,9 @@ def towers_on_gowalla(train: Interactions) -> Algorithm:
     return gradient(loss, optax.identity(), pair_batches(batch_size), init=start, rows=rows, name="two towers")
 
 
-def as_towers(state: Any, train: Interactions) -> Any:
-    """The model that answers: towers of these vectors."""
-    users, items = jnp.split(state.parameters.table, [train.n_users])
+def as_towers(table: Any, train: Interactions) -> Any:
+    """The model that answers: towers of these vectors, of users and then of items, and of their biases."""
+    users, items = jnp.split(table, [train.n_users])
     factors = Factors(users[:, :-1], items[:, :-1])
     model = models.tower_retriever(width=factors.users.shape[1], factors=factors).init(KEY, train)
     bias = model.network.bias.table
@@ -146,10 +155,19 @@ def as_towers(state: Any, train: Interactions) -> Any:
     return model
 
 
+def trained_towers(train: Interactions) -> tuple[Any, Any]:
+    """State and history; taken up where `.runs/` has it."""
+    kept = {
+        "checkpoint": RUNS / "two-towers-on-gowalla",
+        "checkpoint_every": 4 * train.nnz // TOWERS_GOWALLA["batch_size"],
+    }
+    return fit(towers_on_gowalla(train), train, key=KEY, epochs=EPOCHS_GOWALLA, **kept)
+
+
 def test_two_towers_on_gowalla():
     train, test = gowalla()
-    state, history = fit(towers_on_gowalla(train), train, key=KEY, epochs=EPOCHS_GOWALLA)
-    found = evaluate(as_towers(state, train), test, train=train, k=20, names=("recall", "ndcg")).means
+    state, history = trained_towers(train)
+    found = evaluate(as_towers(state.parameters.table, train), test, train=train, k=20, names=("recall", "ndcg")).means
     found |= waiting(history) | {"settings": TOWERS_GOWALLA | {"epochs": EPOCHS_GOWALLA}}
     published = {"LightGCN": [0.1824, 0.1547], "SimpleX": [0.1872, 0.1557]}
     record("networks", {"gowalla, Recall@20 / NDCG@20, two towers": found | published})
@@ -160,7 +178,7 @@ def test_choose_towers():
     scores: list[dict[str, float]] = []
 
     def validate(state: Any) -> float:
-        towers = as_towers(state, train)
+        towers = as_towers(state.parameters.table, train)
         scores.append(evaluate(towers, valid, train=train, k=20, names=("recall", "ndcg")).means)
         print(scores[-1], flush=True)
         return scores[-1]["recall_at_20"]

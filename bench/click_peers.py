@@ -90,16 +90,26 @@ def train(
         torch.set_num_threads(others)
 
 
-def first_weights(
-    name: str, examples: dict[str, Any], seed: int, init_std: float | None
-) -> tuple[np.ndarray, list[Any]]:
-    """DLRM's table and dense layers, kernel `[n_in, n_out]` and bias, that `train` begins with by this seed."""
+def first_weights(name: str, examples: dict[str, Any], seed: int, init_std: float | None) -> dict[str, np.ndarray]:
+    """What `train` begins with by this seed, for DLRM and DCN, by the names that ours have for it."""
     torch.manual_seed(seed)
     std = {} if init_std is None else {"init_std": init_std}
     model = _build(name, examples, 16, (64, 64), 0.0, 0.0, seed, 2, (64, 16), std)
-    layers = [layer for layer in model.network if isinstance(layer, nn.Linear)]
-    pairs = [(layer.weight.detach().numpy().T.copy(), layer.bias.detach().numpy()) for layer in layers]
-    return model.table.weight.detach().numpy(), pairs
+    if name == "DLRM":
+        linears = [layer for layer in model.network if isinstance(layer, nn.Linear)]
+        found = {"embedding.table": model.table.weight}
+    else:
+        linears = model.dnn.linears
+        found = {
+            "embedding.table": torch.cat([model.embedding_dict[field].weight for field in examples["names"]]),
+            "crosses.kernel": model.crossnet.kernels.transpose(1, 2),
+            "crosses.bias": model.crossnet.bias[..., 0],
+            "end.kernel": model.dnn_linear.weight.T,
+            "end.bias": model.out.bias,
+        }
+    for number, layer in enumerate(linears):
+        found |= {f"network.layers.{number}.kernel": layer.weight.T, f"network.layers.{number}.bias": layer.bias}
+    return {place: weights.detach().numpy().copy() for place, weights in found.items()}
 
 
 def epochs(
