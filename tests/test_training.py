@@ -21,8 +21,10 @@ from affinax.engine.data import Interactions
 from affinax.engine.errors import CheckpointError, DivergenceError, InteractionError
 from affinax.engine.factorization import Algorithm, fit, implicit_als
 from affinax.engine.factorization.algorithm import Info
+from affinax.engine.factorization.stepping import Steps
 from affinax.engine.prefetch import Prefetch
 from affinax.engine.training import (
+    Batches,
     Embedded,
     Rows,
     example_batches,
@@ -270,6 +272,22 @@ def test_steps_in_one_call_are_those_of_one_call_each():
     assert list(seen.values()) == history.loss.tolist() == same_history.loss.tolist()
     assert len(set(same_history.seconds.tolist())) < 15  # those of one call have the same
     assert len(set(history.seconds.tolist())) > 15
+
+
+def test_large_batches_are_not_held_twice():
+    keys = jax.random.split(KEY, 9)
+    for n_bytes, most in {8: 8, 1 << 20: 4, 1 << 23: 1}.items():
+        steps = Steps(descent(), keys, 1, jax.tree.structure(0), like=np.zeros(n_bytes, np.uint8))
+        assert steps.in_a_call(100, seconds=[1e-9]) == most
+
+
+def test_batches_have_the_same_shape():
+    def cut(data, seed):
+        return Batches(lambda step: {name: array[: 8 - step // 5] for name, array in data.items()}, 8, 40)
+
+    algorithm = gradient(line, optax.adam(0.05), cut, init=START)
+    with pytest.raises(InteractionError, match=r"shapes \{'x': \(7, 3\), 'y': \(7,\)\}.*mask"):
+        trained(algorithm)
 
 
 def test_a_step_that_fails_amid_a_call_ends_it():

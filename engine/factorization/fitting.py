@@ -93,6 +93,7 @@ def fit(
 
     Raises:
         CompressionError: A quantized `state`.
+        InteractionError: Batches of different shapes, or what the algorithm cannot cut batches of.
         DivergenceError: A number that is not finite; names step, side and row, and holds the state before it.
         CheckpointError: The folder holds something else, or a run of another algorithm, model or key.
         TypeError: Neither `Interactions` nor their `to_device()`, nor what the batches are cut of.
@@ -132,7 +133,7 @@ def fit(
     first = len(run.losses) + 1
     stopped = run.stopped(epoch, tolerance, patience)
     # Cut to what is left, so that a run taken up goes on with the keys that it would have had.
-    steps_of = Steps(algorithm, jax.random.split(step_key, total)[first - 1 :], first, run.structure)
+    keys = jax.random.split(step_key, total)[first - 1 :]
     pauses = [every] * (validate is not None) + [save_every] * (saved is not None) + [epoch] * (tolerance is not None)
     pauses += [1] * (callback is not None)
     with (
@@ -140,6 +141,8 @@ def fit(
         source.ahead(first, total if stopped is None else 0) as batches,
     ):
         number, ahead = first - 1, iter(batches)
+        like = list(itertools.islice(ahead, 1))
+        steps_of, ahead = Steps(algorithm, keys, first, run.structure, like), itertools.chain(like, ahead)
         bar.advance("", min(number, total))
         while number < total and stopped is None:
             to_pause = min(total - number, *(interval - number % interval for interval in pauses), total)

@@ -16,9 +16,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from ..errors import InteractionError
 from .algorithm import Algorithm, Info
 
 _AT_ONCE = 8  # batches in a call, at most
+_BYTES = 1 << 22  # that they may have, for they lie in memory twice
 _LONG = 0.1  # seconds that a call of several steps should take at most, after which progress is shown
 
 _Step = Callable[..., tuple[Any, Info]]
@@ -33,14 +35,19 @@ class Steps:
         keys: Of the steps from `first` on.
         first: The number of the first step.
         structure: Of the states, which are given as their leaves.
+        like: What a step takes.
     """
 
-    def __init__(self, algorithm: Algorithm, keys: Array, first: int, structure: Any):
+    def __init__(self, algorithm: Algorithm, keys: Array, first: int, structure: Any, like: Any):
         # As plain numbers: an array of keys gives them out more slowly than a small step takes.
         kind = str(jax.random.key_impl(keys)) if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else None
         self._words = np.asarray(keys if kind is None else jax.random.key_data(keys))
         self._first = first
-        self._most, make = (1, _by_all) if algorithm.batches is None else (_AT_ONCE, _by_batches)
+        if algorithm.batches is None:
+            self._most, make = 1, _by_all
+        else:
+            n_bytes = sum(getattr(leaf, "nbytes", 8) for leaf in jax.tree.leaves(like))
+            self._most, make = max(1, min(_AT_ONCE, _BYTES // max(n_bytes, 1))), _by_batches
         self._call = make(algorithm.step, kind, structure)
 
     def in_a_call(self, most: int, seconds: list[float]) -> int:
@@ -91,7 +98,7 @@ def _by_batches(step: _Step, kind: str | None, structure: Any) -> _Call:
     """
 
     def call(words, leaves, batches, count):
-        given = words, jax.tree.map(lambda *parts: jnp.stack(parts), *batches)
+        given = words, _stacked(batches)
         _, like = jax.eval_shape(lambda: _one(step, kind, structure, words[0], leaves, batches[0]))
         infos = jax.tree.map(lambda a: jnp.zeros((len(batches), *a.shape), a.dtype), like)
 
@@ -111,6 +118,17 @@ def _by_batches(step: _Step, kind: str | None, structure: Any) -> _Call:
         return leaves, infos, taken
 
     return jax.jit(call, donate_argnums=1)
+
+
+def _stacked(batches: list[Any]) -> Any:
+    shapes = [jax.tree.map(jnp.shape, batch) for batch in batches]
+    for other in shapes:
+        if other != shapes[0]:
+            raise InteractionError(
+                f"a batch has arrays of the shapes {other}, another {shapes[0]}; all batches must have the same: "
+                "fill a short one up, and mask what fills it"
+            )
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *batches)
 
 
 def _one(step, kind, structure, words, leaves, data):
