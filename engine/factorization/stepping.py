@@ -62,8 +62,8 @@ class Steps:
         """
         # What is missing to as many as the program takes is filled up by the last.
         rows = np.minimum(np.arange(self._most), len(data) - 1)
-        words, data_of_rows = self._words[number - self._first + rows], [data[row] for row in rows]
-        leaves, info, taken = self._call(words, leaves, data_of_rows, np.int32(len(data)))
+        words, filled = self._words[number - self._first + rows], [data[row] for row in rows]
+        leaves, info, taken = self._call(words, leaves, filled, np.int32(len(data)))
         taken = int(taken)
         return leaves, jax.tree.map(lambda a: np.asarray(a)[:taken], info)
 
@@ -99,8 +99,8 @@ def _by_batches(step: _Step, kind: str | None, structure: Any) -> _Call:
 
     def call(words, leaves, batches, count):
         given = words, _stacked(batches)
-        _, like = jax.eval_shape(lambda: _one(step, kind, structure, words[0], leaves, batches[0]))
-        infos = jax.tree.map(lambda a: jnp.zeros((len(batches), *a.shape), a.dtype), like)
+        n = len(batches)
+        infos = Info(jnp.zeros(n), jnp.zeros((n, 2), jnp.int32), jnp.zeros((n, 2), jnp.int32))
 
         def more(carry):
             taken, good, _, _ = carry
@@ -110,7 +110,7 @@ def _by_batches(step: _Step, kind: str | None, structure: Any) -> _Call:
             taken, _, leaves, infos = carry
             word, batch = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, taken, keepdims=False), given)
             leaves, info = _one(step, kind, structure, word, leaves, batch)
-            infos = jax.tree.map(lambda all_of_them, own: all_of_them.at[taken].set(own), infos, info)
+            infos = jax.tree.map(lambda of_all, own: of_all.at[taken].set(own), infos, info)
             return taken + 1, _good(info), leaves, infos
 
         start = jnp.int32(0), jnp.bool_(True), leaves, infos
