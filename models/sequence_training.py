@@ -78,7 +78,7 @@ def sequence_retriever(
         l2: Decoupled weight decay, as of AdamW.
         optimizer: In place of AdamW, `learning_rate` and `l2`.
         view: The loss is that of `view(network)`, such as of `compression.rounded`.
-        **settings: Of the network.
+        **settings: Of the network. One that `fit` is given as `state` keeps its own, dropout among them.
 
     Returns:
         An `Algorithm` on `Sequences`, or `Interactions` with timestamps, whose state is a `SequenceNetwork`.
