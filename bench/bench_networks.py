@@ -158,7 +158,7 @@ def as_towers(table: Any, train: Interactions) -> Any:
 def trained_towers(train: Interactions) -> tuple[Any, Any]:
     """State and history; taken up where `.runs/` has it."""
     kept = {
-        "checkpoint": RUNS / "two-towers-on-gowalla",
+        "checkpoint": RUNS / f"two-towers-on-{train.nnz}-of-gowalla",
         "checkpoint_every": 4 * train.nnz // TOWERS_GOWALLA["batch_size"],
     }
     return fit(towers_on_gowalla(train), train, key=KEY, epochs=EPOCHS_GOWALLA, **kept)
