@@ -27,7 +27,7 @@ from .measure import take_turns
 from .record import record
 
 KEY = jax.random.key(0)
-PRODUCT_EPOCHS = 4
+PRODUCT_EPOCHS = 3  # by `test_choose_products`
 
 
 def waited(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
