@@ -29,7 +29,8 @@ def quantize_products(
     """Rows in a byte a part, each the nearest of the centroids that k-means finds for that part of all rows.
 
     Of a trained table this is coarse: near neighbours change places. Networks that are trained with such rows from the
-    beginning, `products=` of `models.sequence_retriever`, lose far less.
+    beginning, `products=` of `models.sequence_retriever`, lose far less. Factors lose half as much where `truncate` has
+    turned them and each column of the items is taken times the reach of the users'; see `bench/bench_compression.py`.
 
     Args:
         table: Finite numbers.
