@@ -94,6 +94,15 @@ def bills(named: dict[str, Any], known: Sequences, test: Interactions) -> dict[s
     return {bill.name: described(bill, found[0]) for bill in found}
 
 
+def bills_with_zeros(named: dict[str, Any], known: Sequences, test: Interactions) -> dict[str, Any]:
+    """The same, and the least and the most zeros among the arrays of each."""
+    found = bills(named, known, test)
+    for name, one in named.items():
+        shares = zeros_of(one)
+        found[name]["zeros of each"] = {"least": min(shares.values()), "most": max(shares.values())}
+    return found
+
+
 def described(bill: Bill, first: Bill) -> dict[str, Any]:
     shares = {"bytes": bill.memory, "share of the bytes": bill.memory / first.memory, "bytes on disk": bill.disk}
     means = bill.evaluation.means
@@ -158,10 +167,7 @@ def test_sasrec_pruned():
     named = {"whole": model, "80 % at once": prune(model, 0.8)}
     named["80 % at once, trained on"] = trained_on(named["80 % at once"], known.leave_last(), HELD, 12)
     named["80 % over 12 epochs, trained on"] = pruned_gradually(model, known, 0.8)
-    found = bills(named, known, test)
-    for name, one in named.items():
-        shares = zeros_of(one)
-        found[name]["zeros of each"] = {"least": min(shares.values()), "most": max(shares.values())}
+    found = bills_with_zeros(named, known, test)
     record("compressed_models", {"SASRec on ML-1M pruned": found})
 
 
@@ -242,10 +248,7 @@ def test_sasrec_on_beauty_pruned():
     named = {"whole": model}
     named["trained on"] = trained_on(model._replace(training=None), known.leave_last(), optax.adam(1e-3), 24, ON_BEAUTY)
     named["80 % over 12 epochs, trained on"] = pruned_gradually(model, known, 0.8, ON_BEAUTY)
-    found = bills(named, known, test)
-    for name, one in named.items():
-        shares = zeros_of(one)
-        found[name]["zeros of each"] = {"least": min(shares.values()), "most": max(shares.values())}
+    found = bills_with_zeros(named, known, test)
     record("compressed_models", {"SASRec on Beauty pruned": found})
 
 
