@@ -57,7 +57,7 @@ EPOCHS = {"DIN": 2}  # the most, else 25
 TIMED = {"DIN": 2}  # batches of a timed epoch, else all
 SEEDS = {"DIN": 1, "DLRM": 12}  # how many, else 3; more where the two sides differ by as much as their seeds do
 
-SAME_START = {"DLRM": 12, "DCN": 8}  # how many seeds
+SAME_START = {"FM": 12, "DLRM": 12, "DCN": 8}  # how many seeds
 
 PRODUCTS = "the products of its layers alone, in PyTorch, 2 threads"
 
@@ -188,7 +188,8 @@ def test_accuracy_from_the_same_start(name, examples):
                     place.split("."),
                     model,
                 )
-                of[...] = of[...].at[: len(array)].set(array)  # of the table there are rows for padding behind
+                rows = () if array.ndim == 0 else slice(len(array))  # of the table there are rows for padding behind
+                of[...] = of[...].at[rows].set(array)
 
         ours = train(name, examples, **chosen, epochs=25, patience=2, seed=seed, begin=begin)
         # As `fit` seeds its batches.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import mmap
 
 import jax
 import jax.numpy as jnp
+import numba
 import numpy as np
 import pytest
 
-from affinax.kernels import embedding
+from affinax.kernels import embedding, simd
 from affinax.kernels.csr import CSR
 
 from .measure import take_turns
@@ -111,16 +113,29 @@ def test_bag_and_step_of_its_rows(benchmark, optimizer):
     record("embedding", {f"sum of 4,096 bags of 20 and a step of {optimizer} on 1 M rows x 64, s": found})
 
 
+@numba.njit(parallel=True, nogil=True)
+def visit(table, slots, rows):
+    """Reads and writes these rows, on two threads: what no step can do without."""
+    for part in numba.prange(2):
+        for k in range(part * len(rows) // 2, (part + 1) * len(rows) // 2):
+            later = np.int64(rows[min(k + 16, len(rows) - 1)])
+            for array in (table, slots):
+                simd.prefetch(array, later * array.shape[1])
+                for c in range(array.shape[1]):
+                    array[rows[k], c] += np.float32(1)
+
+
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad"])
 def test_a_step_costs_what_its_rows_do(benchmark, optimizer):
     """81,920 ids of 50,000 rows in tables of 16 columns, in which they lie the farther apart the more others there are.
 
-    So what is left of a slope are caches, which a larger table does not fit.
+    So what is left of a slope are the machine's caches and pages, which a larger table does not fit: beside each step
+    stands what it takes to visit its rows and do nothing more, in arrays in pages as small as those of XLA.
     """
     gradients = jnp.asarray(np.random.default_rng(1).normal(size=(BAGS * LENGTH, 16)), jnp.float32)
     update = functools.partial(embedding.update_rows, optimizer=optimizer, learning_rate=0.01)
     step = jax.jit(update, donate_argnums=(0, 1))
-    held, ids = {}, {}
+    held, ids, calls = {}, {}, {}
 
     def run(name):
         held[name] = jax.block_until_ready(step(*held[name], ids[name], gradients))
@@ -128,7 +143,18 @@ def test_a_step_costs_what_its_rows_do(benchmark, optimizer):
     for n_rows in (100_000, 1_000_000, 10_000_000):
         name, table = f"{n_rows:,} rows", jnp.zeros((n_rows, 16))
         rows = np.random.default_rng(2).choice(n_rows, 50_000, replace=False)
-        ids[name] = jnp.asarray(rows[drawn(len(rows), BAGS * LENGTH)], jnp.int32)
+        drawn_rows = rows[drawn(len(rows), BAGS * LENGTH)]
+        ids[name] = jnp.asarray(drawn_rows, jnp.int32)
         held[name] = table, embedding.start_slots(table, optimizer)
-    seconds = take_turns(benchmark, {name: functools.partial(run, name) for name in held}, rounds=21)
+        calls[name] = functools.partial(run, name)
+        arrays = [in_small_pages(n_rows, width) for width in (16, 1 if optimizer == "rowwise_adagrad" else 16)]
+        calls[f"{name}, visited alone"] = functools.partial(visit, *arrays, np.unique(drawn_rows))
+    seconds = take_turns(benchmark, calls, rounds=21)
     record("embedding", {f"a step of {optimizer}, 81,920 ids, 16 columns, s": seconds})
+
+
+def in_small_pages(n_rows: int, width: int) -> np.ndarray:
+    """Zeros that are in memory; NumPy asks for large pages."""
+    array = np.frombuffer(mmap.mmap(-1, n_rows * width * 4), np.float32).reshape(n_rows, width)
+    array[:] = 0
+    return array

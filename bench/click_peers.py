@@ -91,22 +91,29 @@ def train(
 
 
 def first_weights(name: str, examples: dict[str, Any], seed: int, init_std: float | None) -> dict[str, np.ndarray]:
-    """What `train` begins with by this seed, for DLRM and DCN, by the names that ours have for it."""
+    """What `train` begins with by this seed, for FM, DLRM and DCN, by the names that ours have for it."""
     torch.manual_seed(seed)
     std = {} if init_std is None else {"init_std": init_std}
     model = _build(name, examples, 16, (64, 64), 0.0, 0.0, seed, 2, (64, 16), std)
-    if name == "DLRM":
-        linears = [layer for layer in model.network if isinstance(layer, nn.Linear)]
+
+    def vectors(of: nn.Module) -> torch.Tensor:
+        return torch.cat([of.embedding_dict[field].weight for field in examples["names"]])
+
+    if name == "FM":
+        table = torch.cat([vectors(model), vectors(model.linear_model)], dim=1)
+        found, linears = {"embedding.table": table, "bias": model.out.bias[0]}, []
+    elif name == "DLRM":
         found = {"embedding.table": model.table.weight}
+        linears = [layer for layer in model.network if isinstance(layer, nn.Linear)]
     else:
-        linears = model.dnn.linears
         found = {
-            "embedding.table": torch.cat([model.embedding_dict[field].weight for field in examples["names"]]),
+            "embedding.table": vectors(model),
             "crosses.kernel": model.crossnet.kernels.transpose(1, 2),
             "crosses.bias": model.crossnet.bias[..., 0],
             "end.kernel": model.dnn_linear.weight.T,
             "end.bias": model.out.bias,
         }
+        linears = model.dnn.linears
     for number, layer in enumerate(linears):
         found |= {f"network.layers.{number}.kernel": layer.weight.T, f"network.layers.{number}.bias": layer.bias}
     return {place: weights.detach().numpy().copy() for place, weights in found.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -15,7 +16,7 @@ from ..engine.data.sequences import Sequences
 from ..engine.factorization.algorithm import Algorithm
 from ..engine.training import losses
 from ..engine.training.batches import Batches
-from ..engine.training.sequence_windows import Layout, Windows, sequence_batches
+from ..engine.training.sequence_windows import Layout, NegativesFor, Windows, sequence_batches
 from ..kernels.cross_entropy import cross_entropy
 from ..kernels.quantized_rows import floats_of
 from .descent import View, network_algorithm, require_positive
@@ -37,7 +38,7 @@ def sequence_retriever(
     *,
     loss: SequenceLoss = "softmax",
     negatives: int = 256,
-    shared: bool = True,
+    negatives_for: NegativesFor = "row",
     popularity: float = 0.0,
     calibration: float = 0.75,
     temperature: float = 1.0,
@@ -60,8 +61,9 @@ def sequence_retriever(
         network: `SASRec`, `BERT4Rec` or `HSTU`.
         loss: "softmax" over all items, whose logits are never held at once; or against random items "sampled_softmax",
             corrected for how often each is drawn, "bce", binary cross entropy, or "gbce", which is calibrated.
-        negatives: Random items, for all losses but the first: for each place, or with
-        shared: for a batch.
+        negatives: Random items, for all losses but the first, drawn for each
+        negatives_for: "row" of a batch, whose places share them; or "place"; or "batch", whose items get a push from so
+            many places at once that training takes far longer.
         popularity: They are drawn by `count ** popularity`.
         calibration: Of "gbce".
         temperature: Logits are products over it, in all losses.
@@ -113,7 +115,7 @@ def sequence_retriever(
         windows=windows,
         mask_share=mask_share,
         negatives=0 if loss == "softmax" else negatives,
-        shared=shared,
+        negatives_for=negatives_for,
         popularity=popularity,
         times=probe.times,
     )
@@ -155,33 +157,36 @@ def sequence_retriever(
     def _sampled(
         hidden: Array, table: Array, bias: Array | None, labels: Array, batch: Any, where: Array, met: Array | None
     ) -> Array:
-        drawn = batch["negatives"]
+        m = batch["negatives"].shape[-1]
+        drawn = batch["negatives"].reshape(-1, 1, m)  # of the batch, of each row or of each place
+        hidden = hidden.reshape(len(drawn), -1, hidden.shape[-1])
+        labels, where = labels.reshape(hidden.shape[:2]), where.reshape(hidden.shape[:2])
         precise = {"preferred_element_type": jnp.float32}
-        own = jnp.maximum(labels, 0)
-        positive = jnp.einsum("nd,nd->n", hidden, table[own], **precise)
-        if drawn.ndim == 1:
-            negative = jnp.einsum("nd,md->nm", hidden, table[drawn], **precise)
-            drawn = drawn[None, :]
-        else:
-            drawn = drawn.reshape(-1, drawn.shape[-1])
-            negative = jnp.einsum("nd,nmd->nm", hidden, table[jnp.maximum(drawn, 0)], **precise)
+        own, others = jnp.maximum(labels, 0), jnp.maximum(drawn, 0)
+        positive = jnp.einsum("gnd,gnd->gn", hidden, table[own], **precise)
+        negative = jnp.einsum("gnd,gmd->gnm", hidden, table[others[:, 0]], **precise)
         if bias is not None:
-            positive, negative = positive + bias[own], negative + bias[jnp.maximum(drawn, 0)]
-        others = (drawn >= 0) & (drawn != labels[:, None])
+            positive, negative = positive + bias[own], negative + bias[others]
+        counted = (drawn >= 0) & (drawn != labels[..., None])
         if met is not None:
-            others &= met[jnp.maximum(drawn, 0)]
+            counted &= met[others]
+        if loss == "sampled_softmax":
+            log_q = batch["log_q"]
+            own_q, other_q = (None, None) if log_q is None else (log_q[own], log_q[others])
+            return losses.sampled_softmax(
+                positive, negative, positive_log_q=own_q, negative_log_q=other_q, negatives_where=counted, where=where
+            )
+        # Products begin about 0, which says that every item is as likely as not. They are taken to be beyond the log
+        # odds that a positive has among the negatives: Adam would remember for a hundred epochs how steep the way there
+        # was (Lin et al. 2017, "Focal Loss for Dense Object Detection", section 4.1, for the same reason).
+        weight = losses.positive_weight(m, table.shape[0], calibration) if loss == "gbce" else 1.0
+        positive, negative = (logits + math.log(weight / m) for logits in (positive, negative))
         if loss == "gbce":
             options = {"n_items": table.shape[0], "calibration": calibration}
-            return losses.generalized_bce(positive, negative, negatives_where=others, where=where, **options)
-        if loss == "bce":
-            logits = jnp.concatenate([positive[:, None], negative], axis=1)
-            counted = jnp.concatenate([where[:, None], others & where[:, None]], axis=1)
-            return losses.binary_cross_entropy(logits, jnp.zeros(logits.shape).at[:, 0].set(1.0), where=counted)
-        log_q = batch["log_q"]
-        own_q, drawn_q = (None, None) if log_q is None else (log_q[own], log_q[jnp.maximum(drawn, 0)])
-        return losses.sampled_softmax(
-            positive, negative, positive_log_q=own_q, negative_log_q=drawn_q, negatives_where=others, where=where
-        )
+            return losses.generalized_bce(positive, negative, negatives_where=counted, where=where, **options)
+        logits = jnp.concatenate([positive[..., None], negative], axis=-1)
+        counted = jnp.concatenate([where[..., None], counted & where[..., None]], axis=-1)
+        return losses.binary_cross_entropy(logits, jnp.zeros(logits.shape).at[..., 0].set(1.0), where=counted)
 
     def batches(data: Any, seed: np.ndarray) -> Batches:
         x = _sequences(data)

@@ -166,7 +166,7 @@ def test_masks_are_what_is_to_be_predicted():
 
 def test_negatives_of_places_were_never_met():
     x = some()
-    batch = sequence_batches(2, 5, negatives=6, shared=False, layout="padded")(x, SEED).make(1)
+    batch = sequence_batches(2, 5, negatives=6, negatives_for="place", layout="padded")(x, SEED).make(1)
     assert batch["negatives"].shape == (2, 5, 6)
     for row, items in enumerate(batch["items"]):
         targets = batch["targets"][row][items >= 0].tolist()
@@ -174,9 +174,17 @@ def test_negatives_of_places_were_never_met():
         drawn = batch["negatives"][row][items >= 0]
         assert not np.isin(drawn, x.items_of(user)).any()
         assert (batch["negatives"][row][items < 0] == -1).all()
-    shared = sequence_batches(2, 5, negatives=1000, popularity=1.0)(x, SEED).make(1)["negatives"]
+
+
+@pytest.mark.parametrize(("each", "shape"), [("row", (2, 1000)), ("batch", (1000,))])
+def test_negatives_of_many_places_are_as_popular(each, shape):
+    x = some()
+    drawn = sequence_batches(2, 5, negatives=1000, negatives_for=each, popularity=1.0)(x, SEED).make(1)["negatives"]
+    assert drawn.shape == shape
     counts = np.bincount(x.items, minlength=x.n_items) / len(x)
-    assert np.abs(np.bincount(shared, minlength=x.n_items) / 1000 - counts).max() < 0.05
+    for line in drawn.reshape(-1, 1000):
+        assert np.abs(np.bincount(line, minlength=x.n_items) / 1000 - counts).max() < 0.05
+    assert each == "batch" or (drawn[0] != drawn[1]).any()
 
 
 def test_times_come_where_they_are_asked_for():

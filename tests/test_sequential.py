@@ -317,7 +317,7 @@ def test_a_mesh_shares_batches_and_tables():
 QUICK = {"width": 16, "length": 10, "batch_size": 4, "learning_rate": 0.01, "dropout": 0.0}
 ALGORITHMS = {  # each once, so that its step compiles once
     "SASRec": models.sequence_retriever(models.SASRec, **QUICK),
-    "SASRec, bce": models.sequence_retriever(models.SASRec, loss="bce", negatives=16, shared=False, **QUICK),
+    "SASRec, bce": models.sequence_retriever(models.SASRec, loss="bce", negatives=16, negatives_for="place", **QUICK),
     "SASRec, gbce": models.sequence_retriever(models.SASRec, loss="gbce", negatives=16, **QUICK),
     "SASRec, padded": models.sequence_retriever(models.SASRec, layout="padded", windows="all", **QUICK),
     "BERT4Rec": models.sequence_retriever(
@@ -342,6 +342,26 @@ def cycles(n_users=200, n_items=23):
     places = np.arange(len(users)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     items = (starts[users] + steps[users] * places) % n_items
     return Sequences.from_events(users, items, 60 * places, n_users=n_users, n_items=n_items)
+
+
+@pytest.mark.parametrize("loss", ["bce", "gbce", "sampled_softmax"])
+def test_negatives_of_a_row_alone_are_those_of_its_batch(loss):
+    options = QUICK | {"loss": loss, "negatives": 5, "batch_size": 1}
+    losses = []
+    for each in ("row", "batch"):
+        algorithm = models.sequence_retriever(models.SASRec, negatives_for=each, **options)
+        losses.append(fit(algorithm, cycles(), key=jax.random.key(0), steps=5)[1].loss)
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("loss", "weight"), [("bce", 1.0), ("gbce", 0.625)])
+def test_logits_begin_at_the_odds_of_chance(loss, weight):
+    """11 of 23 items are drawn, half of the 22 others, so that a calibration of 3/4 weighs 1/2 (3/4 (1 - 2) + 2)."""
+    algorithm = models.sequence_retriever(models.SASRec, loss=loss, negatives=11, **QUICK)
+    _, history = fit(algorithm, cycles(), key=jax.random.key(0), steps=1)
+    odds = weight / 11
+    expected = (weight * np.log1p(1 / odds) + 11 * np.log1p(odds)) / 12
+    assert history.loss[0] == pytest.approx(expected, rel=0.1)
 
 
 @each_algorithm

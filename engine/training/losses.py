@@ -266,16 +266,25 @@ def generalized_bce(
     >>> round(float(even), 4)
     0.6931
     """
-    if n_items < 2 or not 0 <= calibration <= 1:
-        raise ValueError(f"{n_items=} must be at least 2 and {calibration=} in [0, 1]")
     m = negative.shape[-1]
-    rate = m / (n_items - 1)
-    beta = rate * (calibration * (1 - 1 / rate) + 1 / rate)
+    beta = positive_weight(m, n_items, calibration)
     others = jax.nn.softplus(_float32(negative))
     if negatives_where is not None:
         others = jnp.where(negatives_where, others, 0.0)
     losses = (beta * jax.nn.softplus(-_float32(positive)) + jnp.sum(others, axis=-1)) / (m + 1)
     return weighted_mean(losses, weights, where)
+
+
+def positive_weight(m: int, n_items: int, calibration: float) -> float:
+    """The `beta` of `generalized_bce`.
+
+    >>> positive_weight(256, 3416, 0.0), round(positive_weight(256, 3416, 0.75), 4)
+    (1.0, 0.3062)
+    """
+    if n_items < 2 or not 0 <= calibration <= 1:
+        raise ValueError(f"{n_items=} must be at least 2 and {calibration=} in [0, 1]")
+    rate = m / (n_items - 1)
+    return rate * (calibration * (1 - 1 / rate) + 1 / rate)
 
 
 def cosine_contrastive(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from .batches import Batches, Seed, seed_for, shuffled
 Objective = Literal["next", "masked"]
 Windows = Literal["last", "all"]
 Layout = Literal["packed", "padded"]
+NegativesFor = Literal["row", "place", "batch"]
 _MASKS, _NEGATIVES = 3, 1  # what a seed is drawn for, as in `batches`
 
 
@@ -29,7 +30,7 @@ def sequence_batches(
     mask_share: float = 0.2,
     last_share: float = 0.1,
     negatives: int = 0,
-    shared: bool = True,
+    negatives_for: NegativesFor = "row",
     popularity: float = 0.0,
     times: bool = False,
 ) -> Callable[[Any, Seed], Batches]:
@@ -49,8 +50,8 @@ def sequence_batches(
             windows, which share no target.
         mask_share: How likely an event is masked; each window has one mask or more.
         last_share: How likely a window has its last event masked and no other, as where the next one is asked for.
-        negatives: How many items are drawn, for each place, or
-        shared: for all places of a batch together.
+        negatives: How many items are drawn for each
+        negatives_for: "row", whose places share them, "place", or "batch".
         popularity: They are drawn by `count ** popularity`; 0 is uniform.
         times: Whether batches have the times of the events.
 
@@ -58,8 +59,9 @@ def sequence_batches(
         A function of `Sequences`, or of `Interactions` with timestamps, and a seed, for `gradient`. A batch has
         `items`, `targets`, `segments` (the window of its row that a place belongs to) and `positions`, int32
         `[b, length]`, padded with -1; targets are -1 where nothing is to be predicted. It has `times`, if asked for,
-        those since the user's first event, padded with 0; `kinds` where the data have them; and `negatives`, `[m]`
-        or `[b, length, m]`: those of a place were never met by its user, -1 where none was found.
+        those since the user's first event, padded with 0; `kinds` where the data have them; and `negatives`,
+        `[b, m]`, `[b, length, m]` or `[m]`: those of a place were never met by its user, -1 where none was found; others
+        are any items.
 
     Raises:
         InteractionError: No user with two events, fewer rows than a batch takes, or no times where they are
@@ -81,6 +83,7 @@ def sequence_batches(
         ("objective", objective, ("next", "masked")),
         ("layout", layout, ("packed", "padded")),
         ("windows", windows, ("last", "all")),
+        ("negatives_for", negatives_for, get_args(NegativesFor)),
     ):
         if choice not in among:
             raise ValueError(f"{name}={choice!r} must be one of {among}")
@@ -92,8 +95,8 @@ def sequence_batches(
         size = max(1, min(64, rows.n_rows // 8)) if batch_size is None else batch_size
         order = shuffled(rows.n_rows, size, seed)
         events = {"items": x.items} | ({} if x.kinds is None else {"kinds": x.kinds})
-        draw = _negatives(x, negatives, shared, popularity) if negatives else None
-        users = x.users if negatives and not shared else None
+        draw = _negatives(x, negatives, negatives_for, popularity) if negatives else None
+        users = x.users
 
         def make(step: int) -> dict[str, np.ndarray]:
             chosen = order(step)
@@ -106,8 +109,7 @@ def sequence_batches(
             else:
                 batch |= _masked(batch, x.n_items, mask_share, last_share, seed_for(seed, _MASKS, step))
             if draw is not None:
-                of = None if users is None else rows.of(users, chosen)
-                batch["negatives"] = draw(seed_for(seed, _NEGATIVES, step), of)
+                batch["negatives"] = draw(seed_for(seed, _NEGATIVES, step), rows.of(users, chosen))
             return batch
 
         return Batches(make, size, rows.n_rows)
@@ -191,21 +193,26 @@ def _masked(batch: dict[str, np.ndarray], n_items: int, share: float, last_share
 
 
 def _negatives(
-    x: Sequences, n: int, shared: bool, popularity: float
-) -> Callable[[Seed, np.ndarray | None], np.ndarray]:
+    x: Sequences, n: int, each: NegativesFor, popularity: float
+) -> Callable[[Seed, np.ndarray], np.ndarray]:
+    """A function of a seed and the users of a batch's places."""
     weights = np.bincount(x.items, minlength=x.n_items) ** popularity if popularity else None
     draw = sampling.host_negatives(x.n_items, n, weights=weights)
-    if shared:
-        nothing, row = (np.zeros(2, np.int32), np.zeros(0, np.int32)), np.zeros(1, np.int32)
-        return lambda seed, users: draw(seed, *nothing, row)[0]
-    met: Interactions = x.interactions()
-    indptr = met.indptr.astype(np.int32)
+    if each == "place":
+        met: Interactions = x.interactions()
+        indptr = met.indptr.astype(np.int32)
 
-    def drawn(seed: Seed, users: np.ndarray | None) -> np.ndarray:
-        assert users is not None
-        flat = users.reshape(-1)
-        found = draw(seed, indptr, met.items, np.maximum(flat, 0))
-        found[flat < 0] = -1
-        return found.reshape(*users.shape, n)
+        def unmet(seed: Seed, users: np.ndarray) -> np.ndarray:
+            flat = users.reshape(-1)
+            found = draw(seed, indptr, met.items, np.maximum(flat, 0))
+            found[flat < 0] = -1
+            return found.reshape(*users.shape, n)
 
-    return drawn
+        return unmet
+
+    def of_all(seed: Seed, users: np.ndarray) -> np.ndarray:
+        lines = len(users) if each == "row" else 1
+        found = draw(seed, np.zeros(2, np.int32), np.zeros(0, np.int32), np.zeros(lines, np.int32))
+        return found if each == "row" else found[0]
+
+    return of_all
