@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -17,6 +18,7 @@ from .op import Implementation, Op, dispatch
 Activation = Literal["softmax", "silu"]
 _QUERIES = 256  # whose scores are held at a time
 _VECTOR_MEMORY = 12 << 20  # bytes that a TPU has for them
+_WIDEST = 128  # numbers of a vector, of which a GPU's program sums several blocks
 _BUCKETS_A_DECADE = 1 / 0.301  # one for each doubling
 
 
@@ -48,7 +50,8 @@ def attention(
             of the farthest.
         time_bias: `bucket(t)` is the whole part of `log10(max(|t|, 1)) / 0.301`, or the last there is.
         times: Of the places; with `time_bias`.
-        implementation: See `kernels.op.dispatch`.
+        implementation: See `kernels.op.dispatch`. "pallas" takes no biases; on TPU float32 or bfloat16, on NVIDIA GPUs
+            bfloat16 or float16 of at most 128 numbers a vector.
 
     Returns:
         In the dtype of the values.
@@ -182,25 +185,38 @@ def _supports(*arrays: Any, **static: Any) -> str | None:
     return None if all(a.size for a in arrays[:3]) else "nothing is to be attended to"
 
 
-def _pallas_supports(queries, keys, values, segments, times, position_bias, time_bias, *_: Any, **static: Any):
+def _tpu_supports(queries, keys, values, segments, times, position_bias, time_bias, *_: Any, **static: Any):
+    reason = _pallas_reason(queries, keys, values, position_bias, time_bias, ("float32", "bfloat16"))
+    widest = -(-max(keys.shape[-1], values.shape[-1]) // 128) * 128
+    taken = 4 * keys.shape[1] * widest * keys.dtype.itemsize  # two arrays, the next head's behind this one's
+    if reason is None and taken > _VECTOR_MEMORY:
+        return f"{keys.shape[1]:,} places take {taken:,} bytes of {_VECTOR_MEMORY:,}"
+    return reason
+
+
+def _gpu_supports(queries, keys, values, segments, times, position_bias, time_bias, *_: Any, **static: Any):
+    reason = _pallas_reason(queries, keys, values, position_bias, time_bias, ("bfloat16", "float16"))
+    widest = max(keys.shape[-1], values.shape[-1])
+    if reason is None and widest > _WIDEST:
+        return f"vectors of {widest} numbers are wider than the {_WIDEST} whose sums the registers hold"
+    return reason
+
+
+def _pallas_reason(queries, keys, values, position_bias, time_bias, kinds: tuple[str, str]) -> str | None:
     if not all(a.size for a in (queries, keys, values)):
         return "nothing is to be attended to"
     if position_bias is not None or time_bias is not None:
         return "biases of distance and time are not looked up on accelerators"
-    if {queries.dtype, keys.dtype, values.dtype} not in ({jnp.dtype(jnp.float32)}, {jnp.dtype(jnp.bfloat16)}):
-        return f"arrays of {queries.dtype}, {keys.dtype} and {values.dtype} must all be float32 or bfloat16"
-    widest = -(-max(keys.shape[-1], values.shape[-1]) // 128) * 128
-    taken = 4 * keys.shape[1] * widest * keys.dtype.itemsize  # two arrays, the next head's behind this one's
-    return f"{keys.shape[1]:,} places take {taken:,} bytes of {_VECTOR_MEMORY:,}" if taken > _VECTOR_MEMORY else None
+    if {str(a.dtype) for a in (queries, keys, values)} not in [{kind} for kind in kinds]:
+        return f"arrays of {queries.dtype}, {keys.dtype} and {values.dtype} must all be {' or '.join(kinds)}"
+    return None
 
 
-def _by_pallas(name: str) -> Callable[..., Any]:
-    """One of `attention_pallas`, which is imported where it is used: it takes its time."""
+def _by_pallas(module: str, name: str) -> Callable[..., Any]:
+    """A function of a module that is imported where it is used: it takes its time."""
 
     def call(*arguments: Any, **static: Any) -> Any:
-        from . import attention_pallas
-
-        return getattr(attention_pallas, name)(*arguments, **static)
+        return getattr(importlib.import_module(f".{module}", __package__), name)(*arguments, **static)
 
     return call
 
@@ -210,14 +226,18 @@ OP = Op(
     _reference,
     _supports,
     numba=attention_numba.attend,
-    pallas_tpu=_by_pallas("attend"),
-    pallas_supports=_pallas_supports,
+    pallas_gpu=_by_pallas("attention_gpu", "attend"),
+    pallas_tpu=_by_pallas("attention_tpu", "attend"),
+    gpu_supports=_gpu_supports,
+    tpu_supports=_tpu_supports,
 )
 GRADIENT = Op(
     "attention_gradient",
     _gradient_reference,
     _supports,
     numba=attention_numba.gradient,
-    pallas_tpu=_by_pallas("gradient"),
-    pallas_supports=_pallas_supports,
+    pallas_gpu=_by_pallas("attention_gpu", "gradient"),
+    pallas_tpu=_by_pallas("attention_tpu", "gradient"),
+    gpu_supports=_gpu_supports,
+    tpu_supports=_tpu_supports,
 )

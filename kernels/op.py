@@ -22,7 +22,7 @@ class Op(NamedTuple):
         numba: On CPU, called from inside jit through `kernels.xla_ffi`.
         pallas_gpu: Mosaic GPU.
         pallas_tpu: Mosaic TPU.
-        pallas_supports: That of these two, where it is another.
+        gpu_supports, tpu_supports: That of these two, where it is another.
         automatic: Platforms on which "auto" takes them: those where they were measured and are ahead of the reference.
     """
 
@@ -32,7 +32,8 @@ class Op(NamedTuple):
     numba: Callable[..., Any] | None = None
     pallas_gpu: Callable[..., Any] | None = None
     pallas_tpu: Callable[..., Any] | None = None
-    pallas_supports: Callable[..., str | None] | None = None
+    gpu_supports: Callable[..., str | None] | None = None
+    tpu_supports: Callable[..., str | None] | None = None
     automatic: tuple[str, ...] = ("cpu",)
 
 
@@ -108,5 +109,5 @@ def dispatch(op: Op, *arguments: Any, implementation: Implementation = "auto", *
 
 def _reason(op: Op, platform: str, arguments: tuple[Any, ...], static: dict[str, Any]) -> str | None:
     """Why the implementation of a platform cannot take these arguments, or None."""
-    supports = op.supports if platform == "cpu" or op.pallas_supports is None else op.pallas_supports
-    return supports(*arguments, **static)
+    own = {"cuda": op.gpu_supports, "tpu": op.tpu_supports}.get(platform)
+    return (own or op.supports)(*arguments, **static)

@@ -13,10 +13,11 @@ from jax import lax
 from jax.sharding import AbstractDevice, AbstractMesh
 from jax.sharding import PartitionSpec as P
 
-from affinax.kernels import attention_pallas
+from affinax.kernels import attention_tpu
 from affinax.kernels.attention import GRADIENT, OP, attention
 from affinax.kernels.attention import attention as attend
 from affinax.kernels.cross_entropy import cross_entropy
+from affinax.kernels.op import dispatch, platforms
 
 from . import naive
 from .cases import ATTENTION, CROSS_ENTROPY
@@ -106,7 +107,7 @@ def test_gradients_of_attention(case, kind):
 
 
 @each_plain_kind
-def test_blocks_of_pallas(kind):
+def test_blocks_of_tpu(kind):
     """Several of them, forward and back, as the reference has it; interpreted, as there may be no such device."""
     rng = np.random.default_rng(3)
     q, k, v, slope = (jnp.asarray(rng.normal(size=(2, 150, 2, width)), jnp.float32) for width in (20, 20, 9, 9))
@@ -115,29 +116,99 @@ def test_blocks_of_pallas(kind):
     given = (q, k, v, segments, None, None, None)
     blocks = static | {"interpret": True}
     out, logs = expected = OP.reference(*given, **static)
-    for one, other in zip(attention_pallas.attend(*given, **blocks), expected, strict=True):
+    for one, other in zip(attention_tpu.attend(*given, **blocks), expected, strict=True):
         close(one, np.asarray(other), 2e-6)
     expected = GRADIENT.reference(*given, out, logs, slope, **static)
-    found = attention_pallas.gradient(*given, out, logs, slope, **blocks)
+    found = attention_tpu.gradient(*given, out, logs, slope, **blocks)
     for one, other in zip(found[:3], expected[:3], strict=True):
         close(one, np.asarray(other), 2e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_pallas_lowers_for_its_platform(dtype):
+def test_pallas_lowers_for_tpu(dtype):
     """To Mosaic, which refuses shapes and operations that a TPU would not take."""
     q = jnp.zeros((2, 150, 2, 20), dtype)
     static = {"causal": True, "activation": "softmax"}
 
     def both(q, k, v, segments):
-        out, logs = attention_pallas.attend(q, k, v, segments, None, None, None, **static)
-        return attention_pallas.gradient(q, k, v, segments, None, None, None, out, logs, out, **static)
+        out, logs = attention_tpu.attend(q, k, v, segments, None, None, None, **static)
+        return attention_tpu.gradient(q, k, v, segments, None, None, None, out, logs, out, **static)
 
     device = AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
     mesh = AbstractMesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,), abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
         lowered = jax.jit(both).trace(q, q, q, jnp.zeros((2, 150), jnp.int32)).lower(lowering_platforms=("tpu",))
     assert lowered.as_text().count("tpu_custom_call") >= 3
+
+
+def halves(kind, dtype=jnp.bfloat16):
+    """Arguments of several blocks in 16 bits, widths that fill no tile, and the slope of what comes out."""
+    rng = np.random.default_rng(3)
+    q, k, v, slope = (jnp.asarray(rng.normal(size=(2, 150, 2, width)), dtype) for width in (20, 20, 9, 9))
+    segments = jnp.asarray(np.sort(rng.integers(-1, 3, (2, 150)), axis=1), jnp.int32)
+    static = {"causal": True, "activation": "softmax"} | KINDS[kind]
+    return (q, k, v, segments, None, None, None), slope, static
+
+
+def exact_in_halves(kind, dtype, attend, gradient):
+    """Forward and back, as the reference has it in float32 from the same numbers."""
+    given, slope, static = halves(kind, dtype)
+    wide = (*(array.astype(jnp.float32) for array in given[:3]), *given[3:])
+    out, logs = OP.reference(*wide, **static)
+    expected = GRADIENT.reference(*wide, out, logs, slope.astype(jnp.float32), **static)
+    for one, other in zip(attend(*given, **static), (out, logs), strict=True):
+        close(np.asarray(one, np.float32), np.asarray(other), 5e-3)
+    found = gradient(*given, out.astype(dtype), logs, slope, **static)
+    for one, other in zip(found[:3], expected[:3], strict=True):
+        close(np.asarray(one, np.float32), np.asarray(other), 1e-2)
+    assert found[3:] == (None, None)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@each_plain_kind
+def test_blocks_of_gpu(kind, dtype):
+    from affinax.kernels import attention_gpu
+
+    if not hasattr(attention_gpu.gpu, "InterpretGPUParams"):
+        pytest.skip("this JAX has no interpreter of Mosaic GPU that knows layouts of registers")
+    how = {"interpret": attention_gpu.gpu.InterpretGPUParams()}
+    exact_in_halves(
+        kind, dtype, functools.partial(attention_gpu.attend, **how), functools.partial(attention_gpu.gradient, **how)
+    )
+
+
+@pytest.mark.skipif("cuda" not in platforms(), reason="this process has no NVIDIA GPU")
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@each_plain_kind
+def test_attention_on_a_gpu(kind, dtype):
+    ops = (functools.partial(dispatch, op, implementation="pallas") for op in (OP, GRADIENT))
+    exact_in_halves(kind, dtype, *map(jax.jit, ops))
+
+
+@each_plain_kind
+def test_pallas_lowers_for_gpu(kind):
+    """To PTX's dialect, which refuses layouts and shapes that a GPU would not take."""
+    from affinax.kernels import attention_gpu
+
+    given, slope, static = halves(kind)
+
+    def both(q, k, v, segments, slope):
+        arguments = q, k, v, segments, None, None, None
+        out, logs = attention_gpu.attend(*arguments, **static)
+        return attention_gpu.gradient(*arguments, out, logs, slope, **static)
+
+    lowered = jax.jit(both).trace(*given[:4], slope).lower(lowering_platforms=("cuda",))
+    assert lowered.as_text().count("mosaic_gpu_v2") >= 3
+
+
+def test_what_a_gpu_does_not_take():
+    given, _, _ = halves("softmax")
+    wide = (jnp.zeros((2, 150, 2, 130), jnp.bfloat16),) * 3
+    single = (array.astype(jnp.float32) for array in given[:3])
+    assert OP.gpu_supports(*given) is None
+    assert "130 numbers are wider than the 128" in OP.gpu_supports(*wide, *given[3:])
+    assert "must all be bfloat16 or float16" in OP.gpu_supports(*single, *given[3:])
+    assert "are not looked up on accelerators" in OP.gpu_supports(*given[:5], jnp.zeros((2, 3)), None)
 
 
 @pytest.mark.on_cpu

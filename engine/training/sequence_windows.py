@@ -60,8 +60,8 @@ def sequence_batches(
         `items`, `targets`, `segments` (the window of its row that a place belongs to) and `positions`, int32
         `[b, length]`, padded with -1; targets are -1 where nothing is to be predicted. It has `times`, if asked for,
         those since the user's first event, padded with 0; `kinds` where the data have them; and `negatives`,
-        `[b, m]`, `[b, length, m]` or `[m]`: those of a place were never met by its user, -1 where none was found; others
-        are any items.
+        `[b, m]`, `[b, length, m]` or `[m]`: those of a place were never met by its user, -1 where none was found; the
+        others are any items.
 
     Raises:
         InteractionError: No user with two events, fewer rows than a batch takes, or no times where they are
@@ -192,9 +192,7 @@ def _masked(batch: dict[str, np.ndarray], n_items: int, share: float, last_share
     return {"items": np.where(masked, np.int32(n_items), items), "targets": np.where(masked, items, np.int32(-1))}
 
 
-def _negatives(
-    x: Sequences, n: int, each: NegativesFor, popularity: float
-) -> Callable[[Seed, np.ndarray], np.ndarray]:
+def _negatives(x: Sequences, n: int, each: NegativesFor, popularity: float) -> Callable[[Seed, np.ndarray], np.ndarray]:
     """A function of a seed and the users of a batch's places."""
     weights = np.bincount(x.items, minlength=x.n_items) ** popularity if popularity else None
     draw = sampling.host_negatives(x.n_items, n, weights=weights)

@@ -12,8 +12,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 
+from .attention_blocks import FARTHEST, Blocks, slopes_of_scores
+
 _PLACES = 128  # in a block
-_FARTHEST = float(jnp.finfo(jnp.float32).min)
 
 
 def attend(queries, keys, values, segments, times, position_bias, time_bias, *, causal, activation, interpret=False):
@@ -28,7 +29,7 @@ def attend(queries, keys, values, segments, times, position_bias, time_bias, *, 
         [(q, block(q)), (k, whole(k)), (v, whole(v)), (call.column, call.of_rows), (call.row, call.of_all)],
         [(jax.ShapeDtypeStruct(v.shape, values.dtype), block(v)), (call.numbers_of_rows(), call.number)],
     )
-    return call.by_place(out), logs[:, : call.length, 0].reshape(call.batch, call.heads, call.length)
+    return call.by_place(out), call.by_row(logs[..., 0])
 
 
 def gradient(
@@ -51,9 +52,7 @@ def gradient(
     del times, position_bias, time_bias
     call = _Call(queries, segments, causal, activation, interpret)
     q, k, v, slopes = (call.by_head(array) for array in (queries, keys, values, slope))
-    products = jnp.einsum("blhd,blhd->bhl", out, slope, preferred_element_type=jnp.float32)
-    flat = (jnp.pad(a.reshape(-1, 1, call.length), ((0, 0), (0, 0), (0, call.padding))) for a in (logs, products))
-    rows = jnp.concatenate([*flat], axis=1)  # [batch x heads, 2, length]
+    rows = jnp.stack(call.numbers_of_slopes(logs, out, slope), axis=1)  # [batch x heads, 2, length]
     columns = jnp.swapaxes(rows, 1, 2)
     block, whole = call.block_of, call.whole_of
 
@@ -77,32 +76,18 @@ def gradient(
     return *(call.by_place(a) for a in (of_queries, of_keys, of_values)), None, None
 
 
-class _Call:
-    """Shapes of one call: heads are the first axis, and lengths are whole blocks."""
+class _Call(Blocks):
+    """A call, and which parts of its arrays a program of it sees."""
 
     def __init__(self, queries, segments, causal, activation, interpret):
-        self.batch, self.length, self.heads, width = queries.shape
-        self.size = _PLACES
-        self.padding = -self.length % self.size
-        self.blocks = (self.length + self.padding) // self.size
+        super().__init__(queries, _PLACES, causal, activation)
         self.interpret = interpret
-        self.static = {"causal": causal, "activation": activation, "size": self.size, "blocks": self.blocks}
-        self.static |= {"length": self.length, "scale": width**-0.5, "exact": queries.dtype == jnp.float32}
-        padded = jnp.pad(segments, ((0, 0), (0, self.padding)), constant_values=-1)
+        self.static |= {"exact": queries.dtype == jnp.float32}
+        padded = self.of_places(segments)
         self.column, self.row = padded[:, :, None], padded[:, None, :]
         self.of_rows = pl.BlockSpec((None, self.size, 1), lambda g, i: (g // self.heads, i, 0))
         self.of_all = pl.BlockSpec((None, 1, self.blocks * self.size), lambda g, i: (g // self.heads, 0, 0))
         self.number = pl.BlockSpec((None, self.size, 1), lambda g, i: (g, i, 0))
-
-    def by_head(self, array: jax.Array) -> jax.Array:
-        """`[batch x heads, length, width]`, padded with zeros."""
-        rows = jnp.swapaxes(array, 1, 2).reshape(-1, self.length, array.shape[-1])
-        return jnp.pad(rows, ((0, 0), (0, self.padding), (0, 0)))
-
-    def by_place(self, rows: jax.Array) -> jax.Array:
-        """The inverse."""
-        cut = rows[:, : self.length].reshape(self.batch, self.heads, self.length, -1)
-        return jnp.swapaxes(cut, 1, 2)
 
     def block_of(self, array: jax.Array) -> Any:
         return pl.BlockSpec((None, self.size, array.shape[-1]), lambda g, i: (g, i, 0))
@@ -142,16 +127,6 @@ def _allowed(rows: jax.Array, columns: jax.Array, first: Any, begin: Any, causal
     return found & ((i <= j) if keys_are_rows else (i >= j))
 
 
-def _slopes_of_scores(scores, allowed, of_weights, logs, products, activation, length):
-    """The weights, and the gradient of the scores from that of the weights."""
-    if activation == "softmax":
-        weights = jnp.where(allowed, jnp.exp(jnp.where(allowed, scores - logs, 0.0)), 0.0)
-        return weights, weights * (of_weights - products)
-    share = jax.nn.sigmoid(scores)
-    weights = jnp.where(allowed, scores * share / length, 0.0)
-    return weights, jnp.where(allowed, of_weights * share * (1 + scores * (1 - share)) / length, 0.0)
-
-
 def _at(block: Any, size: int) -> Any:
     return pl.ds(pl.multiple_of(block * size, size), size)
 
@@ -168,13 +143,13 @@ def _forward(q, k, v, own, other, out, logs, *, causal, activation, size, blocks
         if activation == "silu":
             weights = jnp.where(allowed, jax.nn.silu(scores) / length, 0.0)
             return greatest, total, found + _product(weights.astype(v.dtype), v[place, :], (1, 0), exact)
-        new = jnp.maximum(greatest, jnp.max(jnp.where(allowed, scores, _FARTHEST), axis=1, keepdims=True))
+        new = jnp.maximum(greatest, jnp.max(jnp.where(allowed, scores, FARTHEST), axis=1, keepdims=True))
         weights, shrunk = jnp.where(allowed, jnp.exp(scores - new), 0.0), jnp.exp(greatest - new)
         total = total * shrunk + jnp.sum(weights, axis=1, keepdims=True)
         return new, total, found * shrunk + _product(weights.astype(v.dtype), v[place, :], (1, 0), exact)
 
     start = (
-        jnp.full((size, 1), _FARTHEST, jnp.float32),
+        jnp.full((size, 1), FARTHEST, jnp.float32),
         jnp.zeros((size, 1), jnp.float32),
         jnp.zeros((size, v.shape[-1]), jnp.float32),
     )
@@ -198,7 +173,7 @@ def _of_queries(q, k, v, slopes, numbers, own, other, out, *, causal, activation
         scores = _product(queries, keys, (1, 1), exact) * scale
         allowed = _allowed(rows, other[:, place], i * size, j * size, causal, False)
         of_weights = _product(slope, v[place, :], (1, 1), exact)
-        _, of_scores = _slopes_of_scores(scores, allowed, of_weights, logs, products, activation, length)
+        _, of_scores = slopes_of_scores(scores, allowed, of_weights, logs, products, activation, length)
         return total + _product(of_scores.astype(keys.dtype), keys, (1, 0), exact)
 
     total = lax.fori_loop(0, i + 1 if causal else blocks, step, jnp.zeros(queries.shape, jnp.float32))
@@ -219,7 +194,7 @@ def _of_keys_and_values(
         allowed = _allowed(rows, other[:, place], j * size, i * size, causal, True)
         of_weights = _product(values, slope, (1, 1), exact)
         logs, products = numbers[0:1, place], numbers[1:2, place]
-        weights, of_scores = _slopes_of_scores(scores, allowed, of_weights, logs, products, activation, length)
+        weights, of_scores = slopes_of_scores(scores, allowed, of_weights, logs, products, activation, length)
         of_keys += _product(of_scores.astype(queries.dtype), queries, (1, 0), exact)
         return of_keys, of_values + _product(weights.astype(slope.dtype), slope, (1, 0), exact)
 
