@@ -14,7 +14,7 @@ from jax import lax
 from affinax.engine.data import Interactions
 from affinax.engine.factorization import Factors, ImplicitObjective, biased_mf, bpr, fit, implicit_als
 from affinax.engine.retrieval import fixed_gramian, fold_in
-from affinax.kernels import top_k
+from affinax.kernels import int8, top_k
 from affinax.kernels.attention import attention
 from affinax.kernels.csr import CSR
 
@@ -122,6 +122,18 @@ def test_minibatches():
                 "interactions_a_second": x.nnz / seconds,
             }
     record("accelerator", {f"minibatches, {x.nnz:,} interactions, 64 factors": results})
+
+
+def test_int8_product():
+    shapes = ((4096, 512), (512, 512))
+    a, b = (jax.random.randint(jax.random.key(seed), shape, -127, 128, jnp.int8) for seed, shape in enumerate(shapes))
+    floats = a.astype(jnp.float32), b.astype(jnp.float32)
+    calls = {
+        f"affinax, {name}, s": ready(lambda a, b, name=name: int8.product(a, b, implementation=name), a, b)
+        for name in ("pallas", "reference")
+    }
+    calls |= {"XLA, float32, s": ready(lambda a, b: jnp.matmul(a, b.T, precision=EXACT), *floats)}
+    record("accelerator", {"int8 product, 4,096 x 512 x 512": take_turns(None, calls, 20)})
 
 
 def test_attention():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -13,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int32
 
 from . import attention_numba
-from .op import Implementation, Op, dispatch
+from .op import Implementation, Op, dispatch, imported
 
 Activation = Literal["softmax", "silu"]
 _QUERIES = 256  # whose scores are held at a time
@@ -212,22 +211,13 @@ def _pallas_reason(queries, keys, values, position_bias, time_bias, kinds: tuple
     return None
 
 
-def _by_pallas(module: str, name: str) -> Callable[..., Any]:
-    """A function of a module that is imported where it is used: it takes its time."""
-
-    def call(*arguments: Any, **static: Any) -> Any:
-        return getattr(importlib.import_module(f".{module}", __package__), name)(*arguments, **static)
-
-    return call
-
-
 OP = Op(
     "attention",
     _reference,
     _supports,
     numba=attention_numba.attend,
-    pallas_gpu=_by_pallas("attention_gpu", "attend"),
-    pallas_tpu=_by_pallas("attention_tpu", "attend"),
+    pallas_gpu=imported("attention_gpu", "attend"),
+    pallas_tpu=imported("attention_tpu", "attend"),
     gpu_supports=_gpu_supports,
     tpu_supports=_tpu_supports,
 )
@@ -236,8 +226,8 @@ GRADIENT = Op(
     _gradient_reference,
     _supports,
     numba=attention_numba.gradient,
-    pallas_gpu=_by_pallas("attention_gpu", "gradient"),
-    pallas_tpu=_by_pallas("attention_tpu", "gradient"),
+    pallas_gpu=imported("attention_gpu", "gradient"),
+    pallas_tpu=imported("attention_tpu", "gradient"),
     gpu_supports=_gpu_supports,
     tpu_supports=_tpu_supports,
 )

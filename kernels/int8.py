@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Int8, Int32
 
 from . import int8_numba, int8_tiles
-from .op import Implementation, Op, dispatch
+from .op import Implementation, Op, dispatch, imported
 
 _DEEPEST = (2**31 - 1) // (128 * 128 * 2)  # more columns could overflow a sum, with what raising the bytes adds to it
 
@@ -45,9 +45,23 @@ def supports_bytes(*arrays: Any, **static: Any) -> str | None:
     """Why the Numba implementation cannot take these arrays, or None."""
     if not int8_tiles.available():
         return "this CPU multiplies no bytes (AVX-512 VNNI)"
+    return _something(*arrays)
+
+
+def _something(*arrays: Any, **static: Any) -> str | None:
     return None if all(array.size for array in arrays[:2]) else "nothing is to be multiplied"
 
 
 # Where there is a unit for tiles of bytes XLA is about twice as fast; see bench/bench_compression.py.
 _AUTOMATIC = () if int8_tiles.matrix_unit() else ("cpu",)
-OP = Op("int8", _reference, supports_bytes, numba=int8_numba.multiply, automatic=_AUTOMATIC)
+OP = Op(
+    "int8",
+    _reference,
+    supports_bytes,
+    numba=int8_numba.multiply,
+    pallas_gpu=imported("int8_gpu", "multiply"),
+    pallas_tpu=imported("int8_tpu", "multiply"),
+    gpu_supports=_something,
+    tpu_supports=_something,
+    automatic=_AUTOMATIC,
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -35,6 +36,15 @@ class Op(NamedTuple):
     gpu_supports: Callable[..., str | None] | None = None
     tpu_supports: Callable[..., str | None] | None = None
     automatic: tuple[str, ...] = ("cpu",)
+
+
+def imported(module: str, name: str) -> Callable[..., Any]:
+    """A function of a module of kernels, which is imported when it is called: Pallas takes its time."""
+
+    def call(*arguments: Any, **static: Any) -> Any:
+        return getattr(importlib.import_module(f".{module}", __package__), name)(*arguments, **static)
+
+    return call
 
 
 def all_float32(*arrays: jax.Array, **static: Any) -> str | None:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.sharding import AbstractDevice, AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from affinax.kernels import attention_tpu
@@ -21,6 +20,7 @@ from affinax.kernels.op import dispatch, platforms
 
 from . import naive
 from .cases import ATTENTION, CROSS_ENTROPY
+from .lowering import gpu_interpreter, lowered
 from .test_kernels import close, devices, each_implementation
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -126,7 +126,6 @@ def test_blocks_of_tpu(kind):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_pallas_lowers_for_tpu(dtype):
-    """To Mosaic, which refuses shapes and operations that a TPU would not take."""
     q = jnp.zeros((2, 150, 2, 20), dtype)
     static = {"causal": True, "activation": "softmax"}
 
@@ -134,11 +133,7 @@ def test_pallas_lowers_for_tpu(dtype):
         out, logs = attention_tpu.attend(q, k, v, segments, None, None, None, **static)
         return attention_tpu.gradient(q, k, v, segments, None, None, None, out, logs, out, **static)
 
-    device = AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
-    mesh = AbstractMesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,), abstract_device=device)
-    with jax.sharding.use_abstract_mesh(mesh):
-        lowered = jax.jit(both).trace(q, q, q, jnp.zeros((2, 150), jnp.int32)).lower(lowering_platforms=("tpu",))
-    assert lowered.as_text().count("tpu_custom_call") >= 3
+    assert lowered(both, "tpu", q, q, q, jnp.zeros((2, 150), jnp.int32)).count("tpu_custom_call") >= 3
 
 
 def halves(kind, dtype=jnp.bfloat16):
@@ -169,9 +164,7 @@ def exact_in_halves(kind, dtype, attend, gradient):
 def test_blocks_of_gpu(kind, dtype):
     from affinax.kernels import attention_gpu
 
-    if not hasattr(attention_gpu.gpu, "InterpretGPUParams"):
-        pytest.skip("this JAX has no interpreter of Mosaic GPU that knows layouts of registers")
-    how = {"interpret": attention_gpu.gpu.InterpretGPUParams()}
+    how = {"interpret": gpu_interpreter()}
     exact_in_halves(
         kind, dtype, functools.partial(attention_gpu.attend, **how), functools.partial(attention_gpu.gradient, **how)
     )
@@ -187,7 +180,6 @@ def test_attention_on_a_gpu(kind, dtype):
 
 @each_plain_kind
 def test_pallas_lowers_for_gpu(kind):
-    """To PTX's dialect, which refuses layouts and shapes that a GPU would not take."""
     from affinax.kernels import attention_gpu
 
     given, slope, static = halves(kind)
@@ -197,8 +189,7 @@ def test_pallas_lowers_for_gpu(kind):
         out, logs = attention_gpu.attend(*arguments, **static)
         return attention_gpu.gradient(*arguments, out, logs, slope, **static)
 
-    lowered = jax.jit(both).trace(*given[:4], slope).lower(lowering_platforms=("cuda",))
-    assert lowered.as_text().count("mosaic_gpu_v2") >= 3
+    assert lowered(both, "cuda", *given[:4], slope).count("mosaic_gpu_v2") >= 3
 
 
 def test_what_a_gpu_does_not_take():

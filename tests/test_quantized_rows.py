@@ -10,8 +10,10 @@ from jax.sharding import PartitionSpec as P
 
 from affinax.kernels import int8, int8_tiles
 from affinax.kernels.csr import CSR
+from affinax.kernels.op import platforms
 from affinax.kernels.quantized_rows import QuantizedRows, packed, search, to_bytes, unpacked
 
+from .lowering import gpu_interpreter, lowered
 from .test_kernels import close, devices
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -26,16 +28,40 @@ def codes(rng, shape, bits=8):
     return rng.integers(-most, most + 1, shape).astype(np.int8)
 
 
-@each_implementation
+@pytest.mark.parametrize("implementation", ["reference", pytest.param("numba", marks=vnni), "interpret"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_products_are_exact(shape, implementation):
-    (m, n, depth), rng = shape, np.random.default_rng(0)
-    a, b = (rng.integers(-128, 128, (rows, depth)).astype(np.int8) for rows in (m, n))
-    a[0], b[0] = -128, -128
+    a, b = extremes(shape)
     found = jax.jit(lambda a, b: int8.product(a, b, implementation=implementation))(a, b)
     np.testing.assert_array_equal(found, a.astype(np.int64) @ b.astype(np.int64).T)
     both = jax.vmap(lambda a: int8.product(a, jnp.asarray(b), implementation=implementation))(jnp.stack([a, a]))
     np.testing.assert_array_equal(both[1], found)
+
+
+def extremes(shape):
+    (m, n, depth), rng = shape, np.random.default_rng(0)
+    a, b = (rng.integers(-128, 128, (rows, depth)).astype(np.int8) for rows in (m, n))
+    a[0], b[0] = -128, -128
+    return a, b
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products_on_a_gpu_are_exact(shape):
+    """Interpreted, where there is none."""
+    from affinax.kernels import int8_gpu
+
+    how = {} if "cuda" in platforms() else {"interpret": gpu_interpreter()}
+    a, b = extremes(shape)
+    found = int8_gpu.multiply(jnp.asarray(a), jnp.asarray(b), **how)
+    np.testing.assert_array_equal(found, a.astype(np.int64) @ b.astype(np.int64).T)
+
+
+@pytest.mark.parametrize(("platform", "call"), [("tpu", "tpu_custom_call"), ("cuda", "mosaic_gpu_v2")])
+def test_products_lower_for_accelerators(platform, call):
+    from affinax.kernels import int8_gpu, int8_tpu
+
+    multiply = {"tpu": int8_tpu, "cuda": int8_gpu}[platform].multiply
+    assert call in lowered(multiply, platform, *map(jnp.asarray, extremes((70, 100, 130))))
 
 
 def test_products_under_shard_map():
