@@ -64,6 +64,9 @@ def test_one_query(benchmark):
     several = vectors(64, 128, 2)  # of one, a share is a chance
     expected = np.asarray(plain(several, items)[1]).tolist()
     same = {name: overlap(np.asarray(top_k(several, t, k)[0]).tolist(), expected) for name, t in tables.items()}
+    # What the bytes of the table alone cost: no search in it can find more.
+    whole = jax.jit(plain)(several, tables["int8"].floats())[1]
+    same["int8, queries in float32"] = overlap(np.asarray(whole).tolist(), expected)
     times = {name: seconds["XLA, float32"] / took for name, took in seconds.items()}
     in_a_row = {name: steady["XLA, float32"] / took for name, took in steady.items()}
     found = {"seconds": seconds, "times as fast as XLA, float32": times, "overlap with float32, the mean of 64": same}

@@ -195,7 +195,7 @@ def test_input_is_ahead_of_the_device():
     """Whether the numbers above are those of training alone: the share of waiting on a small and quick model."""
     train, _ = ncf_parts()
     machine = models.pair_ranker(models.FactorizationMachine, width=8, batch_size=4096, negatives=1)
-    _, history = fit(machine, train, key=KEY, epochs=2)
+    _, history = fit(machine, train, key=KEY, epochs=10)
     speed = 4096 * len(history.seconds) / float(history.seconds.sum() + history.waited)
     record("networks", {"input of a small model, pairs a second": waiting(history) | {"pairs_per_second": speed}})
     assert np.isfinite(history.loss).all()
