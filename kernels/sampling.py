@@ -139,16 +139,23 @@ def host_permutation(seed: np.ndarray, n: int) -> np.ndarray:
     return order
 
 
-def host_negatives(n_columns: int, per_row: int, *, weights: np.ndarray | None = None) -> Callable[..., np.ndarray]:
-    """As `negatives`, on the host and outside JAX: a function `(seed, indptr, indices, rows) -> [lines, per_row]`.
+def host_negatives(
+    n_columns: int,
+    per_row: int,
+    *,
+    positives: tuple[np.ndarray, np.ndarray] | None = None,
+    weights: np.ndarray | None = None,
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """As `negatives`, on the host and outside JAX: a function `(seed, rows) -> [lines, per_row]`.
 
     Args:
         n_columns: Columns to draw from.
         per_row: How many for each line.
+        positives: `(indptr, indices)` of sparse rows, int32 and ascending, which are not drawn for their row.
         weights: Relative frequency of each column; uniform if None.
 
-    >>> draw = host_negatives(3, 2)
-    >>> draw(np.array([0, 7], np.uint32), np.array([0, 2], np.int32), np.array([0, 2], np.int32), np.zeros(2, np.int32))
+    >>> draw = host_negatives(3, 2, positives=(np.array([0, 2], np.int32), np.array([0, 2], np.int32)))
+    >>> draw(np.array([0, 7], np.uint32), np.zeros(2, np.int32))
     array([[1, 1],
            [1, 1]], dtype=int32)
     """
@@ -156,11 +163,14 @@ def host_negatives(n_columns: int, per_row: int, *, weights: np.ndarray | None =
     cumulative = np.zeros((0, 0), np.float32)
     if weights is not None:
         cumulative = (np.cumsum(weights, dtype=np.float64) / np.sum(weights, dtype=np.float64)).astype(np.float32)[None]
+    marked = np.zeros(0, np.uint32) if positives is None else sampling_numba.marks_of_pairs(*positives)
 
-    def draw(seed: np.ndarray, indptr: np.ndarray, indices: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def draw(seed: np.ndarray, rows: np.ndarray) -> np.ndarray:
         found = np.empty((len(rows), per_row), np.int32)
         pool = np.zeros(len(rows), np.int32)
-        sampling_numba._negatives(seed, indptr, indices, rows, columns, pool, cumulative, found)
+        indptr, indices = positives or (np.zeros(2, np.int32), np.zeros(0, np.int32))
+        of = rows if positives else np.zeros(len(rows), np.int32)
+        sampling_numba._negatives(seed, indptr, indices, of, columns, pool, cumulative, marked, found)
         return found
 
     return draw

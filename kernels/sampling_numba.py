@@ -23,7 +23,7 @@ def permutation(seed, *, n: int):
 def negatives(seed, indptr, indices, rows, columns, pool_of, cumulative, *, per_row: int):
     """The Numba implementation of `sampling.NEGATIVES`."""
     result = jax.ShapeDtypeStruct((pool_of.shape[0], per_row), jnp.int32)
-    arguments = seed, indptr, indices, rows, columns, pool_of, cumulative
+    arguments = seed, indptr, indices, rows, columns, pool_of, cumulative, jnp.zeros(0, jnp.uint32)
     (found,) = xla_ffi.call("negatives", _negatives, [result], *arguments)
     return found
 
@@ -144,8 +144,34 @@ def _has(indices, low, high, column):
     return found
 
 
+def marks_of_pairs(indptr: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """A bit for each pair of a row and a column, at a place that chance decides; of 8 bits a pair most stay 0.
+
+    Where it is 0 the pair is not there, which costs one look: a search in the row costs as many as its length has
+    digits, each of which waits for the one before.
+    """
+    marks = np.zeros(1 << max(0, int(8 * len(indices) - 1).bit_length() - 5), np.uint32)
+    _mark(indptr, indices, marks)
+    return marks
+
+
+@numba.njit(cache=True, nogil=True)
+def _mark(indptr, indices, marks):
+    for row in range(len(indptr) - 1):
+        for column in indices[indptr[row] : indptr[row + 1]]:
+            word, bit = _mark_of(row, column, marks)
+            marks[word] |= bit
+
+
+@numba.njit(cache=True, nogil=True)
+def _mark_of(row, column, marks):
+    """The word and the bit of a pair."""
+    place = _mix(np.uint64(row) << np.uint64(32) | np.uint64(column)) & np.uint64(32 * len(marks) - 1)
+    return np.int64(place >> np.uint64(5)), np.uint32(1) << np.uint32(place & np.uint64(31))
+
+
 @numba.njit(parallel=True, nogil=True, cache=True)
-def _negatives(seed, indptr, indices, rows, columns, pool_of, cumulative, found):
+def _negatives(seed, indptr, indices, rows, columns, pool_of, cumulative, marked, found):
     width, n_lines = columns.shape[1], len(found)
     in_order = len(rows) < n_lines  # a line for each positive
     n_words = (max(columns.max(), indices.max() if len(indices) else 0) >> 6) + 1 if in_order else 0
@@ -184,7 +210,11 @@ def _negatives(seed, indptr, indices, rows, columns, pool_of, cumulative, found)
                         if in_order:
                             taken = (marks[column >> 6] >> np.uint64(column & 63)) & np.uint64(1) != 0
                         else:
-                            taken = _has(indices, begin, end, column)
+                            taken = True
+                            if len(marked):
+                                word, bit = _mark_of(rows[k], column, marked)
+                                taken = marked[word] & bit != 0
+                            taken = taken and _has(indices, begin, end, column)
                         if not taken:
                             found[k, negative] = column
                             break

@@ -225,6 +225,18 @@ def test_a_line_for_each_positive_is_one_for_each_of_their_rows(rows, implementa
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.on_cpu
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.9])
+def test_the_host_draws_what_a_program_does(density):
+    """Though it looks for most pairs in marks alone, and in rows only where those are set."""
+    dense = scipy.sparse.random_array((40, 500), density=density, format="csr", rng=np.random.default_rng(5))
+    positives = dense.indptr.astype(np.int32), dense.indices.astype(np.int32)
+    asked = np.tile(np.arange(40, dtype=np.int32), 50)
+    of_program = sampling.negatives(KEY, CSR(*map(jnp.asarray, positives), jnp.ones(1)), jnp.asarray(asked), 500, 3)
+    draw = sampling.host_negatives(500, 3, positives=positives)
+    np.testing.assert_array_equal(draw(np.asarray(jax.random.key_data(KEY)), asked), of_program)
+
+
 @each_implementation
 def test_where_everything_is_positive_there_are_no_negatives(implementation):
     full = CSR(jnp.array([0, 3], jnp.int32), jnp.arange(3, dtype=jnp.int32), jnp.ones(1))

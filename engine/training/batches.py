@@ -140,10 +140,9 @@ def pair_batches(
             raise InteractionError('history="earlier" needs timestamps, and these interactions have none; try "others"')
         order = shuffled(data.nnz, batch_size, seed)
         users = data.users
-        indptr = data.indptr.astype(np.int32)
         weights = np.bincount(data.items, minlength=data.n_items) ** popularity if popularity else None
-        draw = sampling.host_negatives(data.n_items, negatives, weights=weights)
-        known = (indptr, data.items) if verify else (np.zeros_like(indptr), data.items[:0])
+        met = (data.indptr.astype(np.int32), data.items) if negatives and verify else None
+        draw = sampling.host_negatives(data.n_items, negatives, positives=met, weights=weights)
         earlier = earlier_items(data, length) if history == "earlier" else None
         others = other_items(data, length) if history == "others" else None
 
@@ -153,7 +152,7 @@ def pair_batches(
             if data.values is not None:
                 batch["values"] = data.values[rows]
             if negatives:
-                batch["negatives"] = draw(seed_for(seed, _NEGATIVES, step), *known, batch["users"])
+                batch["negatives"] = draw(seed_for(seed, _NEGATIVES, step), batch["users"])
             if earlier is not None:
                 batch["history"] = earlier(rows)
             if others is not None:

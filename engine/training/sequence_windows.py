@@ -195,22 +195,17 @@ def _masked(batch: dict[str, np.ndarray], n_items: int, share: float, last_share
 def _negatives(x: Sequences, n: int, each: NegativesFor, popularity: float) -> Callable[[Seed, np.ndarray], np.ndarray]:
     """A function of a seed and the users of a batch's places."""
     weights = np.bincount(x.items, minlength=x.n_items) ** popularity if popularity else None
-    draw = sampling.host_negatives(x.n_items, n, weights=weights)
-    if each == "place":
-        met: Interactions = x.interactions()
-        indptr = met.indptr.astype(np.int32)
+    met: Interactions | None = x.interactions() if each == "place" else None
+    positives = None if met is None else (met.indptr.astype(np.int32), met.items)
+    draw = sampling.host_negatives(x.n_items, n, positives=positives, weights=weights)
 
-        def unmet(seed: Seed, users: np.ndarray) -> np.ndarray:
+    def drawn(seed: Seed, users: np.ndarray) -> np.ndarray:
+        if each == "place":
             flat = users.reshape(-1)
-            found = draw(seed, indptr, met.items, np.maximum(flat, 0))
+            found = draw(seed, np.maximum(flat, 0))
             found[flat < 0] = -1
             return found.reshape(*users.shape, n)
-
-        return unmet
-
-    def of_all(seed: Seed, users: np.ndarray) -> np.ndarray:
-        lines = len(users) if each == "row" else 1
-        found = draw(seed, np.zeros(2, np.int32), np.zeros(0, np.int32), np.zeros(lines, np.int32))
+        found = draw(seed, np.zeros(len(users) if each == "row" else 1, np.int32))
         return found if each == "row" else found[0]
 
-    return of_all
+    return drawn
