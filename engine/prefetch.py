@@ -21,7 +21,7 @@ class Prefetch(Generic[T]):
         make: Called on the other thread, for one number after the other.
         first: The first number.
         last: The last.
-        ahead: How many lie ready at most.
+        ahead: How many lie ready at most; if several are taken at once, twice as many spare a wait for the next.
 
     Attributes:
         waited: Seconds that were spent on waiting for what was not ready yet.
@@ -31,7 +31,7 @@ class Prefetch(Generic[T]):
     [1, 4, 9, 16]
     """
 
-    def __init__(self, make: Callable[[int], T], first: int, last: int, ahead: int = 8):
+    def __init__(self, make: Callable[[int], T], first: int, last: int, ahead: int = 16):
         self.waited = 0.0
         self._ready: queue.Queue[Any] = queue.Queue(ahead)
         self._ended = threading.Event()
