@@ -136,6 +136,11 @@ def test_pallas_lowers_for_tpu(dtype):
     assert lowered(both, "tpu", q, q, q, jnp.zeros((2, 150), jnp.int32)).count("tpu_custom_call") >= 3
 
 
+each_half = pytest.mark.parametrize(
+    ("kind", "dtype"), [("softmax", jnp.bfloat16), ("both directions", jnp.float16), ("silu", jnp.bfloat16)]
+)
+
+
 def halves(kind, dtype=jnp.bfloat16):
     """Arguments of several blocks in 16 bits, widths that fill no tile, and the slope of what comes out."""
     rng = np.random.default_rng(3)
@@ -159,8 +164,7 @@ def exact_in_halves(kind, dtype, attend, gradient):
     assert found[3:] == (None, None)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@each_plain_kind
+@each_half
 def test_blocks_of_gpu(kind, dtype):
     from affinax.kernels import attention_gpu
 
@@ -171,8 +175,7 @@ def test_blocks_of_gpu(kind, dtype):
 
 
 @pytest.mark.skipif("cuda" not in platforms(), reason="this process has no NVIDIA GPU")
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@each_plain_kind
+@each_half
 def test_attention_on_a_gpu(kind, dtype):
     ops = (functools.partial(dispatch, op, implementation="pallas") for op in (OP, GRADIENT))
     exact_in_halves(kind, dtype, *map(jax.jit, ops))

@@ -344,9 +344,8 @@ def cycles(n_users=200, n_items=23):
     return Sequences.from_events(users, items, 60 * places, n_users=n_users, n_items=n_items)
 
 
-@pytest.mark.parametrize("loss", ["bce", "gbce", "sampled_softmax"])
-def test_negatives_of_a_row_alone_are_those_of_its_batch(loss):
-    options = QUICK | {"loss": loss, "negatives": 5, "batch_size": 1}
+def test_negatives_of_a_row_alone_are_those_of_its_batch():
+    options = QUICK | {"loss": "gbce", "negatives": 5, "batch_size": 1}
     losses = []
     for each in ("row", "batch"):
         algorithm = models.sequence_retriever(models.SASRec, negatives_for=each, **options)
