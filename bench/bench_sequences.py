@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from affinax import models
 from affinax.engine.data import Interactions, Sequences
@@ -23,9 +24,11 @@ from affinax.engine.evaluation import evaluate
 from affinax.engine.factorization import fit
 from affinax.engine.retrieval import with_history
 
+from .bench_dense import product_rate
 from .record import RUNS, record, recorded
 from .sequence_data import BEAUTY, amazon_beauty, movielens_1m
 
+SPEED: dict[str, Any] = {"width": 64, "blocks": 2, "heads": 1, "length": 200, "dropout": 0.1}
 PEER = Path(__file__).resolve().parents[1] / ".cache" / "rectools" / "bin" / "python"
 MINUTES = float(os.environ.get("AFFINAX_BENCH_MINUTES", 55))  # a run stops then, to be taken up again
 
@@ -119,6 +122,25 @@ def test_sasrec_on_beauty():
     trained("SASRec on Beauty", algorithm, amazon_beauty(), epochs=100, every=4, patience=3)
 
 
+def test_an_epoch_against_its_arithmetic():
+    """Training of SASRec beside its matrix products alone, at the rate of a large one: forward, and back to both sides.
+
+    They are those of the events, and in attention of each with those before it.
+    """
+    train, _ = movielens_1m().leave_last()
+    algorithm = models.sequence_retriever(models.SASRec, batch_size=69, **SPEED)
+    steps = algorithm.batches(train, np.zeros(2, np.uint32)).steps(1)
+    model, history = fit(algorithm, train, key=jax.random.key(0), epochs=4, progress=False)
+    seconds = float(np.median([history.seconds[k * steps : (k + 1) * steps].sum() for k in (1, 2, 3)]))
+    lengths = np.minimum(train.lengths - 1, SPEED["length"])
+    blocks = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model.network.encoder.blocks)) if leaf.ndim == 2)
+    of_events = lengths.sum() * (blocks + SPEED["width"] * train.n_items)
+    of_pairs = (lengths * (lengths + 1) / 2).sum() * 2 * SPEED["width"] * SPEED["blocks"]
+    alone = 3 * 2 * float(of_events + of_pairs) / product_rate()
+    found = {"seconds an epoch": seconds, "its products at the rate of a large one, s": alone, "times": seconds / alone}
+    record("sequences", {"SASRec on ML-1M, an epoch against its arithmetic": found})
+
+
 @pytest.mark.skipif(not PEER.exists(), reason="RecTools is not in .cache/rectools; see sequence_peer.py")
 def test_speed(tmp_path):
     """Epochs of one model in turns: 128 users a batch, whose rows are padded to 200 or packed; the peer pads them.
@@ -128,18 +150,17 @@ def test_speed(tmp_path):
     x = movielens_1m()
     train, _ = x.leave_last()
     np.savez(tmp_path / "events.npz", users=train.users, items=train.items)
-    same = {"width": 64, "blocks": 2, "heads": 1, "length": 200, "dropout": 0.1}
     found: dict[str, list[float]] = {}
 
     def ours(layout: str, batch_size: int) -> None:
-        algorithm = models.sequence_retriever(models.SASRec, layout=layout, batch_size=batch_size, **same)
+        algorithm = models.sequence_retriever(models.SASRec, layout=layout, batch_size=batch_size, **SPEED)
         steps = algorithm.batches(train, np.zeros(2, np.uint32)).steps(1)
         _, history = fit(algorithm, train, key=jax.random.key(0), steps=2 * steps, progress=False)
         seconds = found.setdefault(f"affinax, {layout}, {batch_size} rows", [])
         seconds.append(float(history.seconds[steps:].sum()))
 
     def theirs(threads: int) -> None:
-        asked = {"events": str(tmp_path / "events.npz"), "threads": threads, "epochs": 1, "batch_size": 128, **same}
+        asked = {"events": str(tmp_path / "events.npz"), "threads": threads, "epochs": 1, "batch_size": 128, **SPEED}
         told = subprocess.run(
             [PEER, Path(__file__).with_name("sequence_peer.py")],
             input=json.dumps(asked),
