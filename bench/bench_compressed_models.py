@@ -150,14 +150,19 @@ def test_sasrec_trained_in_fewer_bits():
     record("compressed_models", {"SASRec on ML-1M trained in fewer bits": bills(named, known, test)})
 
 
-def pruned_gradually(model: Any, known: Sequences, share: Any, settings: Any = MOVIELENS) -> Any:
-    """Ever more weights become 0 in 12 epochs of training; of 12 more the best by validation counts."""
+def pruned_gradually(
+    model: Any, known: Sequences, share: Any, settings: Any = MOVIELENS, begin: int = 0, end: int = 12
+) -> Any:
+    """Ever more weights become 0 between these epochs of training; of 12 more the best by validation counts.
+
+    Without a model from the start.
+    """
     parts = known.leave_last()
     steps = models.sequence_retriever(models.SASRec, **settings).batches(parts[0], np.zeros(2, np.uint32)).steps(1)
-    gradual = prune_gradually(share, begin=0, end=12 * steps, every=steps // 2)
+    gradual = prune_gradually(share, begin=begin * steps, end=end * steps, every=steps // 2)
     algorithm = models.sequence_retriever(models.SASRec, **settings, optimizer=optax.chain(optax.adam(1e-3), gradual))
-    state = model._replace(training=None)
-    pruned, _ = fit(algorithm, parts[0], key=jax.random.key(2), epochs=12, state=state, progress=False)
+    state = None if model is None else model._replace(training=None)
+    pruned, _ = fit(algorithm, parts[0], key=jax.random.key(2), epochs=end, state=state, progress=False)
     return trained_on(pruned._replace(training=None), parts, HELD, 12, settings)
 
 
@@ -240,14 +245,28 @@ def on_beauty(name: str, known: Sequences, epochs: int = 24, **options: Any) -> 
     return model, history, steps
 
 
+def wide_on_beauty(known: Sequences) -> Any:
+    """It is at its best after half as many epochs, each of which takes five times as long."""
+    return on_beauty("256 wide", known, 16, width=256)[0]
+
+
+@needs_beauty
+def test_sasrec_on_beauty_pruned_from_the_start():
+    """80 %, between the second and the tenth epoch of all."""
+    known, test = amazon_beauty().leave_last()
+    named = {"whole": wide_on_beauty(known)}
+    named["80 % from the start"] = pruned_gradually(None, known, 0.8, ON_BEAUTY | {"width": 256}, begin=2, end=10)
+    found = bills_with_zeros(named, known, test)
+    record("compressed_models", {"SASRec on Beauty, 256 wide, pruned from the start": found})
+
+
 @needs_beauty
 @pytest.mark.parametrize("width", [64, 256])
 def test_sasrec_on_beauty_pruned(width):
     """80 % of its table and layers, and 64 wide, where there is nothing to spare, the same training without."""
     known, test = amazon_beauty().leave_last()
     wide = {} if width == 64 else {"width": width}
-    # A wide one is at its best after half as many epochs, each of which takes five times as long.
-    model, _, _ = on_beauty("256 wide", known, 16, **wide) if wide else on_beauty("a row each", known)
+    model = wide_on_beauty(known) if wide else on_beauty("a row each", known)[0]
     named, settings = {"whole": model}, ON_BEAUTY | wide
     named["80 % over 12 epochs, trained on"] = pruned_gradually(model, known, 0.8, settings)
     if not wide:
