@@ -184,7 +184,7 @@ def update_rows(
 
     On CPU the table and slots are changed in place where nothing else needs them as they were: where a jitted function
     is given them to keep (`donate_argnums`), and in a scan. Then a step costs what its rows do, whatever the table's
-    size.
+    size; if that is large, begin with its `huge_pages.copy`, as `fit` does.
 
     Args:
         table: `[n, d]` or `[n]`.

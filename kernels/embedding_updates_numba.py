@@ -30,8 +30,8 @@ def update_bags(table, indptr, ids, weights, gradients, learning_rate, *slots, o
     """The Numba implementation of `embedding.UPDATE_BAGS`."""
     # One kernel for all, for few are compiled; what an optimizer does not remember is an array of nothing. None of the
     # state is reshaped here: XLA would copy it.
-    counts, *moments = slots if optimizer == "adam" else (jnp.zeros(1, jnp.int32), *slots)
-    nothing = jnp.zeros([1] * table.ndim, jnp.float32)
+    counts, *moments = slots if optimizer == "adam" else (jnp.zeros(0, jnp.int32), *slots)
+    nothing = jnp.zeros([1] * (table.ndim - 1) + [0], jnp.float32)
     state = table, counts, *moments, *[nothing] * (2 - len(moments))
     numbers = jnp.stack([jnp.float32(_KINDS[optimizer]), learning_rate])
     results = [
@@ -70,13 +70,8 @@ def _update_rows(
     table, gradients = table.reshape(n_rows, width), gradients.reshape(len(gradients), width)
     first = first.reshape(len(first), first.size // max(len(first), 1))
     second = second.reshape(len(second), second.size // max(len(second), 1))
-    # What an optimizer does not remember needs nobody to ask for.
-    needed = (
-        table,
-        first if kind > 0 else table,
-        second if kind == 3 else table,
-        counts.view(np.float32).reshape(len(counts), 1) if kind == 3 else table,
-    )
+    # Of what an optimizer does not remember nothing is asked for: its rows have no numbers.
+    needed = table, first, second, counts.view(np.float32).reshape(len(counts), min(len(counts), 1))
     entries, bag_of = sort_by_row(indptr, ids, n_rows, scratch)
     queue = np.zeros(1, np.int64)
     for _worker in numba.prange(WORKERS):

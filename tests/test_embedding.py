@@ -14,7 +14,7 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from affinax.kernels import embedding
+from affinax.kernels import embedding, huge_pages
 from affinax.kernels.csr import CSR
 
 from . import naive
@@ -256,6 +256,16 @@ def test_a_table_given_to_keep_is_changed_in_place(optimizer):
 
 
 @pytest.mark.on_cpu
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int32, jnp.bfloat16])
+@pytest.mark.parametrize("shape", [(), (3,), (5_000_003,), (70_001, 64)])
+def test_a_copy_in_huge_pages_is_a_copy(shape, dtype):
+    table = jnp.asarray(np.random.default_rng(1).integers(0, 100, shape), dtype)
+    copied = huge_pages.copy(table)
+    assert copied.unsafe_buffer_pointer() != table.unsafe_buffer_pointer()
+    assert (copied.shape, copied.dtype) == (table.shape, table.dtype)
+    assert bool(jnp.all(copied == table))
+
+
 def test_the_same_bits_on_any_number_of_threads():
     rng = np.random.default_rng(5)
     ids = jnp.asarray((500 * rng.random(50_000) ** 3).astype(np.int32))

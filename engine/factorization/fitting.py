@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from ...kernels import huge_pages
 from ...kernels.csr import SparseMatrix
 from ...kernels.quantized_kernel import is_quantized
 from ..data.interactions import Interactions, not_interactions
@@ -123,7 +124,7 @@ def fit(
         if any(map(is_quantized, jax.tree.leaves(state, is_leaf=is_quantized))):
             raise CompressionError("the state is quantized, which leaves nothing to train: dequantize it first")
         start = state if algorithm.resume is None else algorithm.resume(state)
-    run = Run(*jax.tree.flatten(jax.tree.map(jnp.array, start)))
+    run = Run(*jax.tree.flatten(jax.tree.map(huge_pages.copy, start)))
     saved = None
     if checkpoint is not None:
         settings = {"algorithm": algorithm.name, "key": key_in_words(key), "examples": source.examples}

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from ...kernels import huge_pages
 from ..checkpoint import latest_step, read_manifest, restore_checkpoint, save_checkpoint
 from ..errors import CheckpointError
 
@@ -97,7 +98,7 @@ class SavedRun:
         like = {"state": start.state, **({"best": start.state} if content["has_best"] else {})}
         state = restore_checkpoint(self.folder, like).state
         # Copied to where a step may consume it.
-        state = jax.tree.map(jax.numpy.array, state)
+        state = jax.tree.map(huge_pages.copy, state)
         return Run(*jax.tree.flatten(state["state"]), state.get("best"), **{name: content[name] for name in _KEPT})
 
 
