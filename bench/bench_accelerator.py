@@ -14,9 +14,10 @@ from jax import lax
 from affinax.engine.data import Interactions
 from affinax.engine.factorization import Factors, ImplicitObjective, biased_mf, bpr, fit, implicit_als
 from affinax.engine.retrieval import fixed_gramian, fold_in
-from affinax.kernels import int8, top_k
+from affinax.kernels import int8, quantized_rows, top_k
 from affinax.kernels.attention import attention
 from affinax.kernels.csr import CSR
+from affinax.kernels.quantized_rows import QuantizedRows, to_bytes
 
 from .measure import take_turns
 from .record import record
@@ -134,6 +135,20 @@ def test_int8_product():
     }
     calls |= {"XLA, float32, s": ready(lambda a, b: jnp.matmul(a, b.T, precision=EXACT), *floats)}
     record("accelerator", {"int8 product, 4,096 x 512 x 512": take_turns(None, calls, 20)})
+
+
+@pytest.mark.parametrize("batch", [1, 1024])
+def test_quantized_search(batch):
+    queries, table, k = normal(0, batch, 128), normal(1, 200_000, 128), 100
+    codes, scales = to_bytes(table)
+    items = QuantizedRows(codes, scales, None, jnp.zeros((len(table), 0)), 128)
+
+    def ours(implementation):
+        return ready(lambda q, i: quantized_rows.search(q, i, k, implementation=implementation), queries, items)
+
+    calls = {f"affinax, {name}, s": ours(name) for name in ("pallas", "reference")}
+    calls |= {"float32 table, s": ready(lambda q, i: top_k.search(q, i, k), queries, table)}
+    record("accelerator", {f"search in bytes, {batch} x 200,000 x 128, k = 100": take_turns(None, calls, 20)})
 
 
 def test_attention():

@@ -45,10 +45,11 @@ def supports_bytes(*arrays: Any, **static: Any) -> str | None:
     """Why the Numba implementation cannot take these arrays, or None."""
     if not int8_tiles.available():
         return "this CPU multiplies no bytes (AVX-512 VNNI)"
-    return _something(*arrays)
+    return something(*arrays)
 
 
-def _something(*arrays: Any, **static: Any) -> str | None:
+def something(*arrays: Any, **static: Any) -> str | None:
+    """Why there is nothing to multiply in the first two of these arrays, or None."""
     return None if all(array.size for array in arrays[:2]) else "nothing is to be multiplied"
 
 
@@ -61,7 +62,7 @@ OP = Op(
     numba=int8_numba.multiply,
     pallas_gpu=imported("int8_gpu", "multiply"),
     pallas_tpu=imported("int8_tpu", "multiply"),
-    gpu_supports=_something,
-    tpu_supports=_something,
+    gpu_supports=something,
+    tpu_supports=something,
     automatic=_AUTOMATIC,
 )

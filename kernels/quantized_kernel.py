@@ -11,8 +11,9 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from . import int8
+from .half_bytes import unpacked
 from .product_rows import ProductRows
-from .quantized_rows import QuantizedRows, to_bytes, unpacked
+from .quantized_rows import QuantizedRows, to_bytes
 
 Activations = Literal["float", "dynamic", "static"]
 

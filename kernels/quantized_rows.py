@@ -11,10 +11,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
+from . import quantized_rows_blocks as blocks
 from . import quantized_rows_numba, top_k
 from .csr import CSR, nothing_seen
+from .half_bytes import unpacked
 from .int8 import supports_bytes
-from .op import Implementation, Op, dispatch
+from .op import Implementation, Op, dispatch, imported
 from .product_rows import ProductRows
 
 Kind = Literal["int8", "int4", "float8", "bfloat16"]
@@ -100,29 +102,6 @@ def with_columns(table: Table, *columns: Float[Array, " n"]) -> Any:
     return table.with_columns(jnp.stack([column.astype(jnp.float32) for column in columns], axis=1))
 
 
-def unpacked(codes: Array, width: int) -> Array:
-    """Codes one in a place, `[n, width]`.
-
-    >>> unpacked(jnp.array([[0x91, 0x8F]], jnp.uint8), 3).tolist()
-    [[-7, 1, 7]]
-    """
-    if codes.dtype != jnp.uint8:
-        return codes
-    halves = jnp.stack([codes & jnp.uint8(15), codes >> jnp.uint8(4)], axis=-1)
-    return halves.reshape(codes.shape[0], -1)[:, :width].astype(jnp.int8) - jnp.int8(8)
-
-
-def packed(codes: Array) -> Array:
-    """Codes of 4 bits, int8 in [-7, 7], two in a byte; the inverse of `unpacked`.
-
-    >>> packed(jnp.array([[-7, 1, 7]], jnp.int8)).tolist() == [[0x91, 0x8F]]
-    True
-    """
-    raised = (codes + jnp.int8(8)).astype(jnp.uint8)
-    raised = jnp.pad(raised, ((0, 0), (0, codes.shape[1] % 2)), constant_values=8)
-    return raised[:, ::2] | (raised[:, 1::2] << jnp.uint8(4))
-
-
 def to_bytes(rows: Float[Array, "n width"]) -> tuple[Array, Float[Array, " n"]]:
     """Codes in [-127, 127] and scales of rows, by the greatest of each."""
     scales = jnp.max(jnp.abs(rows), axis=1, initial=0.0) / 127
@@ -200,4 +179,13 @@ def _supports(codes, scales, columns, item_codes, *_: Any, k: int) -> str | None
     return supports_bytes(codes, item_codes)
 
 
-OP = Op("quantized_rows", _reference, _supports, numba=quantized_rows_numba.search_rows)
+OP = Op(
+    "quantized_rows",
+    _reference,
+    _supports,
+    numba=quantized_rows_numba.search_rows,
+    pallas_gpu=imported("quantized_rows_gpu", "search_rows"),
+    pallas_tpu=imported("quantized_rows_tpu", "search_rows"),
+    gpu_supports=blocks.supports(128, 1024),
+    tpu_supports=blocks.supports(1024, 4096),
+)

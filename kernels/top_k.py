@@ -79,49 +79,64 @@ def _reference(queries, items, seen_indptr, seen_indices, seen_rows, exclude, al
 
 
 def best_of_scores(
-    scores_of: Callable[[Array], Array],
-    shape: tuple[int, int],
+    scores_of: Callable[[Array], Array], shape: tuple[int, int], *masks: Array, k: int
+) -> tuple[Array, Array]:
+    """`search` of any scores, `scores_of(rows) -> [block, n_items]` of some queries at a time."""
+
+    def answer(rows):
+        scores = scores_of(rows)
+        scores = masked(jnp.where(jnp.isnan(scores), -jnp.inf, scores), rows, *masks, left_out=-jnp.inf)
+        return best_of_rows(scores, k)
+
+    return in_blocks(answer, shape, k)
+
+
+def in_blocks(answer: Callable[[Array], tuple[Array, Array]], shape: tuple[int, int], k: int) -> tuple[Array, Array]:
+    """`search` by `answer(rows) -> (ids, scores)` of some queries at a time, that their scores may be held."""
+    batch, n_items = shape
+    if batch == 0 or n_items == 0:
+        return jnp.full((batch, k), -1, jnp.int32), jnp.full((batch, k), -jnp.inf, jnp.float32)
+    block = max(1, min(batch, _SCORES_HELD // n_items))
+
+    def one_block(first):
+        return answer(jnp.minimum(first + jnp.arange(block, dtype=jnp.int32), batch - 1))
+
+    ids, scores = lax.map(one_block, jnp.arange(0, batch, block, dtype=jnp.int32))
+    return ids.reshape(-1, k)[:batch], scores.reshape(-1, k)[:batch]
+
+
+def masked(
+    scores: Array,
+    rows: Array,
     seen_indptr: Array,
     seen_indices: Array,
     seen_rows: Array,
     exclude: Array,
     allow: Array,
     *,
-    k: int,
-) -> tuple[Array, Array]:
-    """`search` of any scores, `scores_of(rows) -> [block, n_items]` of some queries at a time."""
-    batch, n_items = shape
-    if batch == 0 or n_items == 0:
-        return jnp.full((batch, k), -1, jnp.int32), jnp.full((batch, k), -jnp.inf, jnp.float32)
+    left_out: int | float,
+) -> Array:
+    """`[block, n_items]` of these queries, with `left_out` at the items that are not to be answered."""
+    n_items = scores.shape[1]
+    if allow.shape[0]:
+        scores = jnp.where(allow[None], scores, left_out)
+    here = jnp.arange(len(rows), dtype=jnp.int32)[:, None]
+    if exclude.shape[1]:
+        out = exclude[rows]
+        scores = scores.at[here, jnp.where(out < 0, n_items, out)].set(left_out, mode="drop")
     if seen_indices.shape[0] == 0:
-        seen_indices = jnp.zeros(1, jnp.int32)
-    block = max(1, min(batch, _SCORES_HELD // n_items))
+        return scores
+    begin, end = seen_indptr[seen_rows[rows]], seen_indptr[seen_rows[rows] + 1]
 
-    def one_block(first):
-        rows = jnp.minimum(first + jnp.arange(block, dtype=jnp.int32), batch - 1)
-        scores = scores_of(rows)
-        scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
-        if allow.shape[0]:
-            scores = jnp.where(allow[None], scores, -jnp.inf)
-        here = jnp.arange(block, dtype=jnp.int32)[:, None]
-        if exclude.shape[1]:
-            out = exclude[rows]
-            scores = scores.at[here, jnp.where(out < 0, n_items, out)].set(-jnp.inf, mode="drop")
-        begin, end = seen_indptr[seen_rows[rows]], seen_indptr[seen_rows[rows] + 1]
+    def mask(carry):
+        offset, scores = carry
+        entry = begin[:, None] + offset + jnp.arange(_SEEN_AT_ONCE, dtype=jnp.int32)[None]
+        valid = entry < end[:, None]
+        out = jnp.where(valid, seen_indices[jnp.where(valid, entry, 0)], n_items)
+        return offset + _SEEN_AT_ONCE, scores.at[here, out].set(left_out, mode="drop")
 
-        def mask(carry):
-            offset, scores = carry
-            entry = begin[:, None] + offset + jnp.arange(_SEEN_AT_ONCE, dtype=jnp.int32)[None]
-            valid = entry < end[:, None]
-            out = jnp.where(valid, seen_indices[jnp.where(valid, entry, 0)], n_items)
-            return offset + _SEEN_AT_ONCE, scores.at[here, out].set(-jnp.inf, mode="drop")
-
-        longest = jnp.max(end - begin)
-        _, scores = lax.while_loop(lambda carry: carry[0] < longest, mask, (jnp.int32(0), scores))
-        return best_of_rows(scores, k)
-
-    ids, scores = lax.map(one_block, jnp.arange(0, batch, block, dtype=jnp.int32))
-    return ids.reshape(-1, k)[:batch], scores.reshape(-1, k)[:batch]
+    longest = jnp.max(end - begin)
+    return lax.while_loop(lambda carry: carry[0] < longest, mask, (jnp.int32(0), scores))[1]
 
 
 def _supports(queries, items, *_, k: int) -> str | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import jax
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
@@ -11,9 +9,10 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 def lowered(function, platform: str, *arguments) -> str:
     """The program for "tpu" or "cuda", in Mosaic, which refuses what the device would not take."""
-    device = AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    kind = {"tpu": "TPU v5 lite", "cuda": "NVIDIA H100"}[platform]
+    device = AbstractDevice(device_kind=kind, num_cores=1, platform={"tpu": "tpu", "cuda": "gpu"}[platform])
     mesh = AbstractMesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,), abstract_device=device)
-    with jax.sharding.use_abstract_mesh(mesh) if platform == "tpu" else contextlib.nullcontext():
+    with jax.sharding.use_abstract_mesh(mesh):
         return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from affinax.kernels import int8, int8_tiles
+from affinax.kernels import int8, int8_tiles, quantized_rows
 from affinax.kernels.csr import CSR
+from affinax.kernels.half_bytes import packed, unpacked
 from affinax.kernels.op import platforms
-from affinax.kernels.quantized_rows import QuantizedRows, packed, search, to_bytes, unpacked
+from affinax.kernels.quantized_rows import QuantizedRows, search, to_bytes
 
 from .lowering import gpu_interpreter, lowered
 from .test_kernels import close, devices
@@ -125,6 +129,84 @@ def test_the_best_rows_are_found(batch, shape, bits, offset, implementation):
         assert (ids[row, len(best) :] == -1).all()
         close(scores[row, : len(best)], best, 1e-5)
         close(expected[row, ids[row, : len(best)]], best, 1e-5)
+
+
+def operands(rng, batch, shape, bits, offset):
+    """Of the operation, with many scores that are equal and some items left out."""
+    n, width, columns = shape
+    items, _ = table(rng, n, width, columns, bits, offset)
+    few = rng.choice([-1, 0, 1] if bits == 8 else [0x88, 0x98, 0x87], items.codes.shape)
+    items = replace(
+        items, codes=jnp.asarray(few.astype(items.codes.dtype)), scales=jnp.ones(n), exact=jnp.ones((n, columns))
+    )
+    own, scales = jnp.asarray(codes(rng, (batch, width), 4)), jnp.ones(batch)
+    offsets = jnp.zeros(0) if items.offsets is None else jnp.ones(n)
+    seen = jnp.asarray(np.sort(rng.integers(0, n, 3 * batch)).astype(np.int32))
+    rows = jnp.arange(0, 3 * batch + 1, 3, dtype=jnp.int32), seen, jnp.arange(batch, dtype=jnp.int32)
+    masks = *rows, jnp.asarray(rng.integers(-1, n, (batch, 2)), jnp.int32), jnp.asarray(rng.random(n) < 0.9)
+    return own, scales, jnp.ones((batch, columns)), items.codes, items.scales, offsets, items.exact, *masks
+
+
+def program(platform):
+    """The search of an accelerator, interpreted where there is none."""
+    from affinax.kernels import quantized_rows_gpu, quantized_rows_tpu
+
+    if platform == "tpu":
+        return functools.partial(quantized_rows_tpu.search_rows, interpret="tpu" not in platforms())
+    how = {} if "cuda" in platforms() else {"interpret": gpu_interpreter()}
+    return functools.partial(quantized_rows_gpu.search_rows, **how)
+
+
+@pytest.mark.parametrize(
+    ("platform", "batch", "shape", "bits", "offset", "k"),
+    [
+        ("tpu", 1, (1, 1, 0), 8, False, 1),
+        ("tpu", 7, (5, 3, 1), 4, True, 20),
+        ("tpu", 37, (2100, 66, 2), 8, True, 20),
+        ("tpu", 150, (1100, 33, 0), 4, False, 130),
+        ("cuda", 1, (1, 1, 0), 8, False, 1),
+        ("cuda", 7, (5, 3, 1), 4, True, 20),
+        ("cuda", 70, (300, 130, 2), 8, True, 33),
+    ],
+)
+def test_accelerators_find_the_same(platform, batch, shape, bits, offset, k):
+    given = operands(np.random.default_rng(2), batch, shape, bits, offset)
+    ids, scores = jax.jit(functools.partial(program(platform), k=k))(*given)
+    expected, best = quantized_rows.OP.reference(*given, k=k)
+    np.testing.assert_array_equal(ids, expected)
+    np.testing.assert_array_equal(scores, best)
+
+
+def test_accelerators_search_under_transformations():
+    given = operands(np.random.default_rng(3), 16, (300, 20, 1), 8, True)
+    find = functools.partial(program("tpu"), k=5)
+    expected, _ = find(*given)
+    own, *others = given
+    both, _ = jax.jit(jax.vmap(lambda own: find(own, *others)))(jnp.stack([own, own]))
+    np.testing.assert_array_equal(both[1], expected)
+    # Queries are shared out, each with the row of what it has seen and of what it excludes.
+    spread = [P("rows")] * 3 + [P()] * 6 + [P("rows"), P("rows"), P()]
+    shared = jax.shard_map(find, mesh=devices(), in_specs=tuple(spread), out_specs=P("rows"), check_vma=False)
+    np.testing.assert_array_equal(jax.jit(shared)(*given)[0], expected)
+
+
+@pytest.mark.parametrize(("platform", "call"), [("tpu", "tpu_custom_call"), ("cuda", "mosaic_gpu")])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_searches_lower_for_accelerators(platform, call, bits):
+    from affinax.kernels import quantized_rows_gpu, quantized_rows_tpu
+
+    search_rows = {"tpu": quantized_rows_tpu, "cuda": quantized_rows_gpu}[platform].search_rows
+    given = operands(np.random.default_rng(4), 70, (3000, 65, 1), bits, True)
+    assert call in lowered(functools.partial(search_rows, k=20), platform, *given)
+
+
+def test_what_accelerators_do_not_search():
+    items, _ = table(np.random.default_rng(0), 6, 5, 9, 8, False)
+    for k, message in ((1, "9 exact columns are more than 8"), (2000, "k=2000 is more than the 1024 answers")):
+        queries = jnp.zeros((1, 5 + (9 if k == 1 else 0)))
+        asked = items if k == 1 else replace(items, exact=jnp.zeros((6, 0)))
+        with pytest.raises(NotImplementedError, match=message):
+            search(queries, asked, k, implementation="interpret")
 
 
 def test_codes_pack_and_unpack():

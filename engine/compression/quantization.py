@@ -12,8 +12,9 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from ...kernels.half_bytes import packed
 from ...kernels.quantized_kernel import is_quantized
-from ...kernels.quantized_rows import Kind, QuantizedRows, packed
+from ...kernels.quantized_rows import Kind, QuantizedRows
 from ..errors import CompressionError
 
 Clip = Literal["none", "search"]

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ...kernels.quantized_rows import QuantizedRows, packed
+from ...kernels.half_bytes import packed
+from ...kernels.quantized_rows import QuantizedRows
 
 _DAMPING = 0.01  # of the mean of the diagonal, added to it
 

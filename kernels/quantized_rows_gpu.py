@@ -1,0 +1,142 @@
+"""`kernels.quantized_rows` on NVIDIA GPUs by Pallas (Mosaic GPU): products of bytes by the tensor cores.
+
+Each program goes through a part of the items tile by tile, with the best answers of its queries in registers.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.experimental.pallas.mosaic_gpu as gpu
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from . import quantized_rows_blocks as blocks
+from .half_bytes import unpacked
+
+_QUERIES = range(64, 65)
+_ROWS, _COLUMNS = 64, 64  # queries and items that meet at a time
+_DEPTH = 128  # bytes, which is what a row of a tile in shared memory has
+_NUMBERS = _DEPTH // 4  # of an answer in such a row
+_PROGRAMS = 264  # to keep a GPU busy: for few queries the items are in many parts
+_OF_ROWS, _OF_COLUMNS = gpu.Layout.WGMMA.reduce(1), gpu.Layout.WGMMA.reduce(0)
+
+
+def search_rows(*arguments, k: int, interpret=None):
+    """See `quantized_rows.search`; half bytes are unpacked before."""
+    lists_of = functools.partial(_lists, k=k, interpret=interpret)
+    return blocks.search_blocks(lists_of, _QUERIES, arguments, k)
+
+
+def _lists(queries, items, allowed, size, *, k, interpret):
+    (batch, n_items), length = allowed.shape, -(-k // _NUMBERS) * _NUMBERS
+    n_blocks, n_tiles = batch // size, pl.cdiv(n_items, _COLUMNS)
+    tiles = pl.cdiv(n_tiles, max(1, min(n_tiles, _PROGRAMS // n_blocks)))
+    n_parts = pl.cdiv(n_tiles, tiles)
+    beyond = n_parts * tiles * _COLUMNS - n_items
+
+    def deep(codes):
+        return jnp.pad(codes, [(0, 0), (0, -codes.shape[1] % _DEPTH)])
+
+    def whole(array):
+        return jnp.pad(array, [(0, beyond)] + [(0, 0)] * (array.ndim - 1))
+
+    # What is added is not allowed.
+    allowed = jnp.pad(allowed, [(0, 0), (0, beyond)])
+    items = jax.tree.map(whole, items._replace(codes=deep(unpacked(items.codes, queries.codes.shape[1]))))
+    queries, depth = queries._replace(codes=deep(queries.codes)), items.codes.shape[1]
+    leaves, structure = jax.tree.flatten((queries, items))
+    scratch = {
+        "codes_s": _shared(_ROWS, depth, jnp.int8),
+        "item_codes_s": _shared(_COLUMNS, depth, jnp.int8),
+        "allowed_s": _shared(_ROWS, _COLUMNS, jnp.int8),
+        "of_rows_s": [gpu.SMEM((_ROWS,), jnp.float32) for _ in jax.tree.leaves(queries)[1:]],
+        "of_columns_s": [gpu.SMEM((_COLUMNS,), jnp.float32) for _ in jax.tree.leaves(items)[1:]],
+        "ids_s": _shared(_ROWS, length, jnp.int32),
+        "kept_s": _shared(_ROWS, length, jnp.float32),
+        "at_first": gpu.Barrier(num_arrivals=len(jax.tree.leaves(queries))),
+        "at_each": gpu.Barrier(num_arrivals=len(jax.tree.leaves(items)) + 1),
+    }
+    return gpu.kernel(
+        functools.partial(_part, structure=structure, tiles=tiles, k=k),
+        out_type=[jax.ShapeDtypeStruct((batch, n_parts * length), dtype) for dtype in (jnp.int32, jnp.float32)],
+        grid=(n_parts, n_blocks),
+        grid_names=("part", "block"),
+        scratch_types=scratch,
+        interpret=interpret,
+    )(*leaves, allowed)
+
+
+def _shared(rows: int, columns: int, dtype: Any) -> Any:
+    """Shared memory for what goes through the tensor cores, or into registers as it would come from them."""
+    size = jnp.dtype(dtype).itemsize
+    line = min(_DEPTH, columns * size)
+    return gpu.SMEM(
+        (rows, columns), dtype, transforms=(gpu.TilingTransform((8, line // size)), gpu.SwizzleTransform(line))
+    )
+
+
+def _part(
+    *refs, structure, tiles, k, codes_s, item_codes_s, allowed_s, of_rows_s, of_columns_s, ids_s, kept_s, at_first,
+    at_each
+):  # fmt: skip
+    *given, allowed, ids, kept = refs
+    queries, items = jax.tree.unflatten(structure, given)
+    rows = pl.ds(lax.axis_index("block") * _ROWS, _ROWS)
+    _fetch(at_first, (queries.codes.at[rows], codes_s), *_pairs(queries, rows, of_rows_s))
+    of_rows = _numbers(queries, of_rows_s, _OF_ROWS)
+    in_list = _places(ids_s.shape)
+    places = _places((_ROWS, _COLUMNS))
+
+    def tile(number, lists):
+        first = (lax.axis_index("part") * tiles + number) * _COLUMNS
+        columns = pl.ds(first, _COLUMNS)
+        copies = (items.codes.at[columns], item_codes_s), (allowed.at[rows, columns], allowed_s)
+        _fetch(at_each, *copies, *_pairs(items, columns, of_columns_s))
+
+        def summed(sums):
+            gpu.wgmma(sums, codes_s, item_codes_s.transpose((1, 0)))
+            return sums[...]
+
+        sums = pl.run_scoped(summed, gpu.WGMMAAccumulatorRef((_ROWS, _COLUMNS), jnp.int32))
+        here = gpu.layout_cast(allowed_s[...], gpu.Layout.WGMMA).astype(jnp.int32) != 0
+        scores = blocks.scores_of(sums, of_rows, _numbers(items, of_columns_s, _OF_COLUMNS), here)
+        lists = blocks.keep_best(scores, first, lists[0], lists[1], places, in_list < k)
+        gpu.commit_smem()  # no warp reads any more what the next copies go over
+        return lists
+
+    ids_s[...], kept_s[...] = lax.fori_loop(0, tiles, tile, blocks.empty_list(in_list))
+    gpu.commit_smem()
+    lists = pl.ds(lax.axis_index("part") * ids_s.shape[1], ids_s.shape[1])
+    for list_s, out in ((ids_s, ids), (kept_s, kept)):
+        gpu.copy_smem_to_gmem(list_s, out.at[rows, lists])
+    gpu.wait_smem_to_gmem(0)
+
+
+def _places(shape: tuple[int, int]) -> jax.Array:
+    return gpu.broadcasted_iota(jnp.int32, shape, 1, layout=gpu.Layout.WGMMA)
+
+
+def _pairs(arrays: Any, places: Any, targets: list[Any]) -> list[tuple[Any, Any]]:
+    """The numbers, one for each, that go to shared memory."""
+    return [(a.at[places], target) for a, target in zip(jax.tree.leaves(arrays)[1:], targets, strict=True)]
+
+
+def _numbers(arrays: Any, held: list[Any], layout: Any) -> Any:
+    """The same from there, spread over a tile."""
+
+    def spread(ref):
+        numbers = gpu.layout_cast(ref[...], layout)
+        return lax.broadcast_in_dim(numbers, (_ROWS, _COLUMNS), [0 if layout is _OF_ROWS else 1])
+
+    leaves, structure = jax.tree.flatten(arrays)
+    return jax.tree.unflatten(structure, [leaves[0], *map(spread, held)])
+
+
+def _fetch(barrier: Any, *copies: tuple[Any, Any]) -> None:
+    for source, target in copies:
+        gpu.copy_gmem_to_smem(source, target, barrier)
+    gpu.barrier_wait(barrier)
