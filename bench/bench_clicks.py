@@ -57,7 +57,7 @@ EPOCHS = {"DIN": 2}  # the most, else 25
 TIMED = {"DIN": 2}  # batches of a timed epoch, else all
 SEEDS = {"DIN": 1, "DLRM": 12}  # how many, else 3; more where the two sides differ by as much as their seeds do
 
-SAME_START = {"FM": 12, "DLRM": 12, "DCN": 8}  # how many seeds
+SAME_START = {"FM": 12, "DeepFM": 8, "DLRM": 12, "DCN": 8}  # how many seeds
 
 PRODUCTS = "the products of its layers alone, in PyTorch, 2 threads"
 

@@ -91,7 +91,7 @@ def train(
 
 
 def first_weights(name: str, examples: dict[str, Any], seed: int, init_std: float | None) -> dict[str, np.ndarray]:
-    """What `train` begins with by this seed, for FM, DLRM and DCN, by the names that ours have for it."""
+    """What `train` begins with by this seed, for all but DIN, by the names that ours have for it."""
     torch.manual_seed(seed)
     std = {} if init_std is None else {"init_std": init_std}
     model = _build(name, examples, 16, (64, 64), 0.0, 0.0, seed, 2, (64, 16), std)
@@ -99,9 +99,14 @@ def first_weights(name: str, examples: dict[str, Any], seed: int, init_std: floa
     def vectors(of: nn.Module) -> torch.Tensor:
         return torch.cat([of.embedding_dict[field].weight for field in examples["names"]])
 
-    if name == "FM":
-        table = torch.cat([vectors(model), vectors(model.linear_model)], dim=1)
-        found, linears = {"embedding.table": table, "bias": model.out.bias[0]}, []
+    if name in ("FM", "DeepFM"):
+        found, linears = {"embedding.table": torch.cat([vectors(model), vectors(model.linear_model)], dim=1)}, []
+        if name == "FM":
+            found["bias"] = model.out.bias[0]
+        else:
+            linears = model.dnn.linears
+            last = f"network.layers.{len(linears)}"
+            found |= {f"{last}.kernel": model.dnn_linear.weight.T, f"{last}.bias": model.out.bias}
     elif name == "DLRM":
         found = {"embedding.table": model.table.weight}
         linears = [layer for layer in model.network if isinstance(layer, nn.Linear)]
