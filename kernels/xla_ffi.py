@@ -7,6 +7,7 @@ extension, so a runtime that has moved on refuses the registration instead of mi
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -15,19 +16,15 @@ import jax
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
-from numba.np import arrayobj
+from numba.core import types
 
-from . import xla_pool
+from . import xla_entries, xla_pool
 from .llvm import intrinsic
 from .threads import require_safe_layer
+from .xla_pool import load_int64
 
-# Byte offsets in the structs of c_api.h, 64-bit.
+# Byte offsets in the structs of c_api.h, 64-bit; see also `xla_entries`.
 _FRAME_EXTENSION = 8
-_FRAME_ARGUMENTS = 72
-_FRAME_RESULTS = 112
-_BUFFER_DATA = 24
-_BUFFER_DIMS = 40
 _EXTENSION_TYPE = 8
 _EXTENSION_METADATA = 24
 _METADATA_API_MAJOR = 24
@@ -35,15 +32,6 @@ _METADATA_API_MINOR = 28
 _METADATA_TYPE = 1
 
 _API_MAJOR, _API_MINOR = 0, 3
-
-
-@intrinsic
-def _load_int64(typingctx, address):
-    def codegen(context, builder, signature, arguments):
-        pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
-        return builder.load(pointer)
-
-    return types.int64(types.int64), codegen
 
 
 @intrinsic
@@ -59,54 +47,13 @@ def _store_int32(typingctx, address, value):
 @numba.njit
 def _answers_metadata(frame):
     """True if the call only asks for the API version, which is then filled in."""
-    extension = _load_int64(frame + _FRAME_EXTENSION)
-    if extension == 0 or np.int32(_load_int64(extension + _EXTENSION_TYPE)) != _METADATA_TYPE:
+    extension = load_int64(frame + _FRAME_EXTENSION)
+    if extension == 0 or np.int32(load_int64(extension + _EXTENSION_TYPE)) != _METADATA_TYPE:
         return False
-    metadata = _load_int64(extension + _EXTENSION_METADATA)
+    metadata = load_int64(extension + _EXTENSION_METADATA)
     _store_int32(metadata + _METADATA_API_MAJOR, np.int32(_API_MAJOR))
     _store_int32(metadata + _METADATA_API_MINOR, np.int32(_API_MINOR))
     return True
-
-
-def _frame_reader(arguments: tuple[types.Array, ...], results: tuple[types.Array, ...]):
-    """An intrinsic that turns a call frame into the tuple of its arrays, arguments first."""
-
-    @intrinsic
-    def read(typingctx, frame):
-        def codegen(context, builder, signature, values):
-            int64 = ir.IntType(64)
-
-            def load(address, offset):
-                pointer = builder.inttoptr(builder.add(address, int64(offset)), int64.as_pointer())
-                return builder.load(pointer)
-
-            def array(kind, buffer):
-                shape = [load(load(buffer, _BUFFER_DIMS), 8 * axis) for axis in range(kind.ndim)]
-                itemsize = int64(context.get_abi_sizeof(context.get_data_type(kind.dtype)))
-                strides = [itemsize] * kind.ndim
-                for axis in range(kind.ndim - 2, -1, -1):
-                    strides[axis] = builder.mul(strides[axis + 1], shape[axis + 1])
-                view = arrayobj.make_array(kind)(context, builder)
-                data = builder.inttoptr(load(buffer, _BUFFER_DATA), view.data.type)
-                arrayobj.populate_array(
-                    view,
-                    data=data,
-                    shape=cgutils.pack_array(builder, shape, int64) if shape else [],
-                    strides=cgutils.pack_array(builder, strides, int64) if strides else [],
-                    itemsize=itemsize,
-                    meminfo=None,
-                )
-                return view._getvalue()
-
-            arrays = []
-            for base, kinds in ((_FRAME_ARGUMENTS, arguments), (_FRAME_RESULTS, results)):
-                buffers = load(values[0], base)
-                arrays += [array(kind, load(buffers, 8 * k)) for k, kind in enumerate(kinds)]
-            return context.make_tuple(builder, signature.return_type, arrays)
-
-        return types.Tuple(arguments + results)(types.int64), codegen
-
-    return read
 
 
 def _numba_type(shape: tuple[int, ...], dtype: Any) -> types.Array:
@@ -116,28 +63,41 @@ def _numba_type(shape: tuple[int, ...], dtype: Any) -> types.Array:
     return types.Array(element, len(shape), "C")
 
 
+def _handle(frame, table):
+    """What XLA calls, of the kernel that has this table; see `xla_pool.run`."""
+    return 0 if _answers_metadata(frame) or xla_pool.run(frame, table) else xla_pool.failure(frame)
+
+
+@functools.cache
+def _common() -> tuple[Any, Any]:
+    """What all kernels share, out of Numba's cache: `_handle` and `xla_pool.work`."""
+    handle: Any = numba.cfunc(types.int64(types.int64, types.int64), cache=True)(_handle)
+    work: Any = numba.cfunc(types.void(types.int64), cache=True)(xla_pool.work)
+    return handle, work
+
+
 @functools.cache
 def _register(name: str, kernel: Any, arguments: tuple[types.Array, ...], results: tuple[types.Array, ...]) -> str:
     """Compiles the handler of `kernel` for these buffer types and registers it once."""
-    read = _frame_reader(arguments, results)
+    target = "_".join(["affinax", name, *(f"{kind.dtype}x{kind.ndim}" for kind in arguments + results)])
     if isinstance(kernel, tuple):
-        run, kept = xla_pool.shared(kernel, read, arguments + results)
-        _handlers.append(kept)
+        functions = [entry for count, part in kernel for entry in ((count, False), (part, True))]
     else:
         require_safe_layer()
-        run = xla_pool.alone(kernel, read, arguments + results)
-
-    def handler(frame):
-        return 0 if _answers_metadata(frame) or run(frame) else xla_pool.failure(frame)
-
-    compiled = numba.cfunc(types.int64(types.int64))(handler)
-    target = "_".join(["affinax", name, *(f"{kind.dtype}x{kind.ndim}" for kind in arguments + results)])
-    jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(compiled.ctypes), platform="cpu", api_version=1)
-    _handlers.append(compiled)
+        functions = [(kernel, False)]
+    handle, work = _common()
+    table = np.zeros(2 + 2 * ((len(functions) + 1) // 2), np.int64)
+    handler, entries, library = xla_entries.compiled(
+        target, functions, arguments, results, handle.address, table.ctypes.data
+    )
+    table[:2] = work.address, len(table) // 2 - 1
+    table[-len(entries) :] = entries
+    jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(ctypes.c_void_p(handler)), platform="cpu", api_version=1)
+    _handlers.append((library, table))
     return target
 
 
-# XLA keeps only the address of a handler; this keeps the code behind it alive.
+# XLA keeps only the address of a handler; this keeps alive the code behind it, and what that reads.
 _handlers: list[Any] = []
 
 

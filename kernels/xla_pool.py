@@ -12,10 +12,8 @@ caller waits for those who went in before.
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import numba
-import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.np import arrayobj
@@ -52,6 +50,16 @@ def _ask(builder, frame, function, *words):
     with builder.if_then(failed, likely=False):
         _call(builder, frame, _API_ERROR_DESTROY, error)
     return builder.not_(failed)
+
+
+@intrinsic
+def load_int64(typingctx, address):
+    """The number there."""
+
+    def codegen(context, builder, signature, arguments):
+        return _word(builder, arguments[0], 0)
+
+    return types.int64(types.int64), codegen
 
 
 @intrinsic
@@ -165,48 +173,15 @@ def _invoke(typingctx, task, job):
     return types.void(types.int64, types.int64), codegen
 
 
-def _native(name: str, result: Any, numbered: bool):
-    """An intrinsic that calls a compiled function of Numba by its address, so that its code is not compiled anew.
-
-    It gives whether the function did not raise, and what it returned.
-    """
-
-    def typed(arrays):
-        return ((types.int64,) if numbered else ()) + tuple(arrays.types)
+@intrinsic
+def _enter(typingctx, entry, frame, number):
+    """Calls an entry of `xla_entries`."""
 
     def codegen(context, builder, signature, arguments):
-        address, *numbers, arrays = arguments
-        given = [*numbers, *cgutils.unpack_tuple(builder, arrays)]
-        kinds = typed(signature.args[-1])
-        function = builder.inttoptr(address, context.call_conv.get_function_type(result, kinds).as_pointer())
-        found = cgutils.alloca_once(builder, context.get_value_type(result))
-        raised = cgutils.alloca_once(builder, function.type.pointee.args[1].pointee)
-        packed = context.get_arg_packer(kinds).as_arguments(builder, given)
-        status = builder.call(function, [found, raised, *packed])
-        done = builder.icmp_signed("==", status, status.type(0))
-        return context.make_tuple(builder, signature.return_type, [done, builder.load(found)])
+        entry, *given = arguments
+        return builder.call(builder.inttoptr(entry, ir.FunctionType(I64, [I64, I64]).as_pointer()), given)
 
-    def with_number(typingctx, address, number, arrays):
-        return types.Tuple((types.boolean, result))(address, number, arrays), codegen
-
-    def without(typingctx, address, arrays):
-        return types.Tuple((types.boolean, result))(address, arrays), codegen
-
-    function = with_number if numbered else without
-    function.__name__ = name
-    return intrinsic(function)
-
-
-_count = _native("_count", types.int64, False)
-_part = _native("_part", types.none, True)
-_whole = _native("_whole", types.none, False)
-
-
-def _address(function: Any, kinds: tuple[Any, ...]) -> int:
-    """Where the code of an `njit` function is, compiled or out of its cache for arguments of these types."""
-    function.compile(kinds)
-    compiled = function.overloads[kinds]
-    return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+    return types.int64(types.int64, types.int64, types.int64), codegen
 
 
 @numba.njit(cache=True)
@@ -237,55 +212,37 @@ def _share(frame, parts, part, task):
     return done
 
 
-def alone(kernel: Any, read: Any, arrays: tuple[Any, ...]) -> Any:
-    """A kernel that is one function, `kernel(*arrays)`; the rest is as of `shared`."""
-    address = _address(kernel, arrays)
-
-    @numba.njit
-    def run(frame):
-        return _whole(address, read(frame))[0]
-
-    return run
-
-
-def shared(passes: tuple[tuple[Any, Any], ...], read: Any, arrays: tuple[Any, ...]) -> tuple[Any, Any]:
-    """Passes over the parts of a kernel, one after the other, shared among the caller and the threads of XLA.
+@numba.njit(cache=True)
+def run(frame, table):
+    """Takes passes over the parts of a kernel, one after the other; true if all was done.
 
     Args:
-        passes: `count(*arrays)`, an `njit` function, how many parts there are, and `part(number, *arrays)`, which does
-            one.
-        read: `read(frame)`: the arrays.
-        arrays: Their types.
-
-    Returns:
-        An `njit` function of the call frame, which says whether all was done, and what has to be kept alive for it.
+        frame: Of the call.
+        table: Where int64 numbers are: where `work` is; how many passes; of each two entries (see `xla_entries`), of
+            `count(*arrays)`, the number of parts, and of `part(number, *arrays)`, which does one. In place of the first
+            0: then the second, of the arrays alone, does all.
     """
-    counts = np.array([_address(count, arrays) for count, _ in passes])
-    parts = np.array([_address(part, (types.int64, *arrays)) for _, part in passes])
+    for k in range(load_int64(table + 8)):
+        count, part = load_int64(table + 16 * k + 16), load_int64(table + 16 * k + 24)
+        if count == 0:
+            done = _enter(part, frame, 0) == 0
+        else:
+            parts = _enter(count, frame, 0)
+            done = parts >= 0 and _share(frame, parts, part, load_int64(table))
+        if not done:
+            return False
+    return True
 
-    def work(job):
-        if _add(job, _GATE, 1) < _CLOSED:
-            words = _words(job)
-            given = read(words[_FRAME])
-            while True:
-                number = _add(job, _TAKEN, 1)
-                if number >= words[_PARTS]:
-                    break
-                if _part(words[_PART], number, given)[0]:
-                    _add(job, _DONE, 1)
-        _add(job, _GATE, -1)
-        _leave(job)
 
-    task: Any = numba.cfunc(types.void(types.int64))(work)
-    address = int(task.address)
-
-    @numba.njit
-    def run(frame):
-        given = read(frame)
-        for k in range(len(counts)):
-            counted, n = _count(counts[k], given)
-            if not counted or not _share(frame, n, parts[k], address):
-                return False
-        return True
-
-    return run, task
+def work(job):
+    """What a thread does of a job."""
+    if _add(job, _GATE, 1) < _CLOSED:
+        words = _words(job)
+        while True:
+            number = _add(job, _TAKEN, 1)
+            if number >= words[_PARTS]:
+                break
+            if _enter(words[_PART], words[_FRAME], number) >= 0:
+                _add(job, _DONE, 1)
+    _add(job, _GATE, -1)
+    _leave(job)
