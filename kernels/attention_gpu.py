@@ -17,6 +17,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from .attention_blocks import FARTHEST, Blocks, slopes_of_scores
+from .gpu_memory import fetch, store, tile
 
 _PLACES = 64  # in a block, and the columns that a width is a multiple of: rows of a tile are 128 bytes
 _OF_ROWS, _OF_COLUMNS = gpu.Layout.WGMMA.reduce(1), gpu.Layout.WGMMA.reduce(0)
@@ -63,9 +64,8 @@ def gradient(
 
 
 def _tile(array: jax.Array) -> Any:
-    """Shared memory for a block of rows, as the tensor cores read it."""
-    transforms = gpu.TilingTransform((8, _PLACES)), gpu.SwizzleTransform(2 * _PLACES)
-    return gpu.SMEM((_PLACES, array.shape[-1]), array.dtype, transforms=transforms)
+    """Shared memory for a block of rows."""
+    return tile(_PLACES, array.shape[-1], array.dtype)
 
 
 def _numbers(dtype: Any = jnp.float32) -> Any:
@@ -123,19 +123,6 @@ def _times(weights: jax.Array, weights_s: Any, b: Any) -> jax.Array:
     return _product(weights_s, b)
 
 
-def _fetch(barrier: Any, *copies: tuple[Any, Any]) -> None:
-    for source, target in copies:
-        gpu.copy_gmem_to_smem(source, target, barrier)
-    gpu.barrier_wait(barrier)
-
-
-def _store(*copies: tuple[Any, Any]) -> None:
-    gpu.commit_smem()
-    for source, target in copies:
-        gpu.copy_smem_to_gmem(source, target)
-    gpu.wait_smem_to_gmem(0)
-
-
 def _of_rows(numbers: jax.Array, columns: int = _PLACES) -> jax.Array:
     """`[block, columns]` of a number for each row."""
     return lax.broadcast_in_dim(numbers, (_PLACES, columns), [0])
@@ -178,11 +165,11 @@ def _forward(
 ):  # fmt: skip
     g, i = _here()
     b = lax.div(g, heads)
-    _fetch(at_first, (q.at[g, _at(i)], q_s), (segments.at[b, _at(i)], rows_s))
+    fetch(at_first, (q.at[g, _at(i)], q_s), (segments.at[b, _at(i)], rows_s))
 
     def step(j, carry):
         greatest, total, found = carry
-        _fetch(at_each, (k.at[g, _at(j)], k_s), (v.at[g, _at(j)], v_s), (segments.at[b, _at(j)], columns_s))
+        fetch(at_each, (k.at[g, _at(j)], k_s), (v.at[g, _at(j)], v_s), (segments.at[b, _at(j)], columns_s))
         scores = _product(q_s, k_s.transpose((1, 0))) * scale
         allowed = _allowed(rows_s, columns_s, i * size, j * size, causal, False)
         if activation == "silu":
@@ -205,7 +192,7 @@ def _forward(
         sure = jnp.where(some, total, 1.0)
         out_s[...] = (found / _of_rows(sure, found.shape[1])).astype(out.dtype)
         logs_s[...] = jnp.where(some, greatest + jnp.log(sure), 0.0)
-    _store((out_s, out.at[g, _at(i)]), (logs_s, logs.at[g, _at(i)]))
+    store((out_s, out.at[g, _at(i)]), (logs_s, logs.at[g, _at(i)]))
 
 
 def _of_queries(
@@ -214,14 +201,14 @@ def _of_queries(
 ):  # fmt: skip
     g, i = _here()
     b = lax.div(g, heads)
-    _fetch(
+    fetch(
         at_first,
         *((a.at[g, _at(i)], a_s) for a, a_s in ((q, q_s), (slopes, slopes_s), (logs, logs_s), (products, products_s))),
         (segments.at[b, _at(i)], rows_s),
     )
 
     def step(j, total):
-        _fetch(at_each, (k.at[g, _at(j)], k_s), (v.at[g, _at(j)], v_s), (segments.at[b, _at(j)], columns_s))
+        fetch(at_each, (k.at[g, _at(j)], k_s), (v.at[g, _at(j)], v_s), (segments.at[b, _at(j)], columns_s))
         scores = _product(q_s, k_s.transpose((1, 0))) * scale
         allowed = _allowed(rows_s, columns_s, i * size, j * size, causal, False)
         of_weights = _product(slopes_s, v_s.transpose((1, 0)))
@@ -233,7 +220,7 @@ def _of_queries(
 
     total = lax.fori_loop(0, i + 1 if causal else blocks, step, _zeros(q.shape[-1]))
     out_s[...] = (total * scale).astype(out.dtype)
-    _store((out_s, out.at[g, _at(i)]))
+    store((out_s, out.at[g, _at(i)]))
 
 
 def _of_keys_and_values(
@@ -243,12 +230,12 @@ def _of_keys_and_values(
 ):  # fmt: skip
     g, j = _here()
     b = lax.div(g, heads)
-    _fetch(at_first, (k.at[g, _at(j)], k_s), (v.at[g, _at(j)], v_s), (segments.at[b, _at(j)], rows_s))
+    fetch(at_first, (k.at[g, _at(j)], k_s), (v.at[g, _at(j)], v_s), (segments.at[b, _at(j)], rows_s))
 
     def step(i, carry):
         of_keys, of_values = carry
         pairs = (q, q_s), (slopes, slopes_s), (logs, logs_s), (products, products_s)
-        _fetch(at_each, *((a.at[g, _at(i)], a_s) for a, a_s in pairs), (segments.at[b, _at(i)], columns_s))
+        fetch(at_each, *((a.at[g, _at(i)], a_s) for a, a_s in pairs), (segments.at[b, _at(i)], columns_s))
         scores = _product(k_s, q_s.transpose((1, 0))) * scale  # keys are the rows here
         allowed = _allowed(rows_s, columns_s, j * size, i * size, causal, True)
         of_weights = _product(v_s, slopes_s.transpose((1, 0)))
@@ -262,4 +249,4 @@ def _of_keys_and_values(
     start = _zeros(k.shape[-1]), _zeros(v.shape[-1])
     of_keys, of_values = lax.fori_loop(j if causal else 0, blocks, step, start)
     of_k_s[...], of_v_s[...] = (of_keys * scale).astype(of_k.dtype), of_values.astype(of_v.dtype)
-    _store((of_k_s, of_k.at[g, _at(j)]), (of_v_s, of_v.at[g, _at(j)]))
+    store((of_k_s, of_k.at[g, _at(j)]), (of_v_s, of_v.at[g, _at(j)]))

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from .gpu_memory import LINE, fetch, store, tile
+
 _ROWS, _COLUMNS = 64, 128  # of a tile of the result
-_DEPTH = 128  # bytes, which is what a row of a tile in shared memory has
-_NUMBERS = _DEPTH // 4  # of the result in such a row
+_DEPTH = LINE  # bytes of it that are multiplied at a time
 
 
 def multiply(a, b, *, interpret=None):
@@ -20,17 +21,15 @@ def multiply(a, b, *, interpret=None):
     a, b = (
         jnp.pad(array, ((0, -len(array) % size), (0, -depth % _DEPTH))) for array, size in ((a, _ROWS), (b, _COLUMNS))
     )
-    rows = gpu.TilingTransform((8, _DEPTH)), gpu.SwizzleTransform(_DEPTH)
-    numbers = gpu.TilingTransform((8, _NUMBERS)), gpu.SwizzleTransform(_DEPTH)
     found = gpu.kernel(
-        _tile,
+        _product,
         out_type=jax.ShapeDtypeStruct((len(a), len(b)), jnp.int32),
         grid=(len(b) // _COLUMNS, len(a) // _ROWS),
         grid_names=("column", "row"),
         scratch_types={
-            "a_s": gpu.SMEM((_ROWS, _DEPTH), jnp.int8, transforms=rows),
-            "b_s": gpu.SMEM((_COLUMNS, _DEPTH), jnp.int8, transforms=rows),
-            "sums_s": gpu.SMEM((_ROWS, _COLUMNS), jnp.int32, transforms=numbers),
+            "a_s": tile(_ROWS, _DEPTH, jnp.int8),
+            "b_s": tile(_COLUMNS, _DEPTH, jnp.int8),
+            "sums_s": tile(_ROWS, _COLUMNS, jnp.int32),
             "arrived": gpu.Barrier(num_arrivals=2),
         },
         interpret=interpret,
@@ -38,16 +37,14 @@ def multiply(a, b, *, interpret=None):
     return found[:m, :n]
 
 
-def _tile(a, b, out, *, a_s, b_s, sums_s, arrived):
+def _product(a, b, out, *, a_s, b_s, sums_s, arrived):
     rows = pl.ds(lax.axis_index("row") * _ROWS, _ROWS)
     columns = pl.ds(lax.axis_index("column") * _COLUMNS, _COLUMNS)
 
     def summed(sums):
         def step(k, carry):
             depth = pl.ds(k * _DEPTH, _DEPTH)
-            gpu.copy_gmem_to_smem(a.at[rows, depth], a_s, arrived)
-            gpu.copy_gmem_to_smem(b.at[columns, depth], b_s, arrived)
-            gpu.barrier_wait(arrived)
+            fetch(arrived, (a.at[rows, depth], a_s), (b.at[columns, depth], b_s))
             gpu.wgmma(sums, a_s, b_s.transpose((1, 0)))
             gpu.wgmma_wait(0)
             gpu.commit_smem()  # no warp reads any more what the next copies go over
@@ -57,6 +54,4 @@ def _tile(a, b, out, *, a_s, b_s, sums_s, arrived):
         return sums[...]
 
     sums_s[...] = pl.run_scoped(summed, gpu.WGMMAAccumulatorRef((_ROWS, _COLUMNS), jnp.int32))
-    gpu.commit_smem()
-    gpu.copy_smem_to_gmem(sums_s, out.at[rows, columns])
-    gpu.wait_smem_to_gmem(0)
+    store((sums_s, out.at[rows, columns]))

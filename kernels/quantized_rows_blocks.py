@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -64,14 +64,14 @@ def supports(most: int, deepest: int) -> Callable[..., str | None]:
 
 
 def search_blocks(
-    lists_of: Callable[[Queries, Items, Array, int], tuple[Array, Array]], sizes: range, arguments: Any, k: int
+    lists_of: Callable[[Queries, Items, Array, int], tuple[Array, Array]], sizes: Sequence[int], arguments: Any, k: int
 ) -> tuple[Array, Array]:
     """The answer of the operation, by a program that keeps lists of the best.
 
     Args:
         lists_of: `(queries, items, allowed, size) -> (ids, scores)`, lists `[b, any]` in any order. The number of
             queries is a multiple of `size`; `allowed` is int8 `[b, n_items]`, 0 for what is not to be answered.
-        sizes: How many queries the program can take at a time.
+        sizes: How many queries the program can take at a time, in rising order.
         arguments: Those of the operation.
         k: See there.
     """
@@ -119,6 +119,7 @@ def scores_of(sums: Array, queries: Queries, items: Items, allowed: Array) -> Ar
 
 def empty_list(places: Array) -> tuple[Array, Array]:
     """Ids and scores of lists that nothing is in yet, of places numbered in each row."""
+    # Both are made of the places, so that on a GPU the same thread has what belongs together.
     return places + _NOBODY, jnp.where(places < 0, 0.0, -jnp.inf)
 
 

@@ -15,12 +15,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from . import quantized_rows_blocks as blocks
+from .gpu_memory import LINE, fetch, store, tile
 from .half_bytes import unpacked
 
-_QUERIES = range(64, 65)
 _ROWS, _COLUMNS = 64, 64  # queries and items that meet at a time
-_DEPTH = 128  # bytes, which is what a row of a tile in shared memory has
-_NUMBERS = _DEPTH // 4  # of an answer in such a row
+_ANSWERS = LINE // 4  # a list has a multiple of
 _PROGRAMS = 264  # to keep a GPU busy: for few queries the items are in many parts
 _OF_ROWS, _OF_COLUMNS = gpu.Layout.WGMMA.reduce(1), gpu.Layout.WGMMA.reduce(0)
 
@@ -28,18 +27,18 @@ _OF_ROWS, _OF_COLUMNS = gpu.Layout.WGMMA.reduce(1), gpu.Layout.WGMMA.reduce(0)
 def search_rows(*arguments, k: int, interpret=None):
     """See `quantized_rows.search`; half bytes are unpacked before."""
     lists_of = functools.partial(_lists, k=k, interpret=interpret)
-    return blocks.search_blocks(lists_of, _QUERIES, arguments, k)
+    return blocks.search_blocks(lists_of, (_ROWS,), arguments, k)
 
 
 def _lists(queries, items, allowed, size, *, k, interpret):
-    (batch, n_items), length = allowed.shape, -(-k // _NUMBERS) * _NUMBERS
+    (batch, n_items), length = allowed.shape, -(-k // _ANSWERS) * _ANSWERS
     n_blocks, n_tiles = batch // size, pl.cdiv(n_items, _COLUMNS)
     tiles = pl.cdiv(n_tiles, max(1, min(n_tiles, _PROGRAMS // n_blocks)))
     n_parts = pl.cdiv(n_tiles, tiles)
     beyond = n_parts * tiles * _COLUMNS - n_items
 
     def deep(codes):
-        return jnp.pad(codes, [(0, 0), (0, -codes.shape[1] % _DEPTH)])
+        return jnp.pad(codes, [(0, 0), (0, -codes.shape[1] % LINE)])
 
     def whole(array):
         return jnp.pad(array, [(0, beyond)] + [(0, 0)] * (array.ndim - 1))
@@ -50,13 +49,13 @@ def _lists(queries, items, allowed, size, *, k, interpret):
     queries, depth = queries._replace(codes=deep(queries.codes)), items.codes.shape[1]
     leaves, structure = jax.tree.flatten((queries, items))
     scratch = {
-        "codes_s": _shared(_ROWS, depth, jnp.int8),
-        "item_codes_s": _shared(_COLUMNS, depth, jnp.int8),
-        "allowed_s": _shared(_ROWS, _COLUMNS, jnp.int8),
+        "codes_s": tile(_ROWS, depth, jnp.int8),
+        "item_codes_s": tile(_COLUMNS, depth, jnp.int8),
+        "allowed_s": tile(_ROWS, _COLUMNS, jnp.int8),
         "of_rows_s": [gpu.SMEM((_ROWS,), jnp.float32) for _ in jax.tree.leaves(queries)[1:]],
         "of_columns_s": [gpu.SMEM((_COLUMNS,), jnp.float32) for _ in jax.tree.leaves(items)[1:]],
-        "ids_s": _shared(_ROWS, length, jnp.int32),
-        "kept_s": _shared(_ROWS, length, jnp.float32),
+        "ids_s": tile(_ROWS, length, jnp.int32),
+        "kept_s": tile(_ROWS, length, jnp.float32),
         "at_first": gpu.Barrier(num_arrivals=len(jax.tree.leaves(queries))),
         "at_each": gpu.Barrier(num_arrivals=len(jax.tree.leaves(items)) + 1),
     }
@@ -70,15 +69,6 @@ def _lists(queries, items, allowed, size, *, k, interpret):
     )(*leaves, allowed)
 
 
-def _shared(rows: int, columns: int, dtype: Any) -> Any:
-    """Shared memory for what goes through the tensor cores, or into registers as it would come from them."""
-    size = jnp.dtype(dtype).itemsize
-    line = min(_DEPTH, columns * size)
-    return gpu.SMEM(
-        (rows, columns), dtype, transforms=(gpu.TilingTransform((8, line // size)), gpu.SwizzleTransform(line))
-    )
-
-
 def _part(
     *refs, structure, tiles, k, codes_s, item_codes_s, allowed_s, of_rows_s, of_columns_s, ids_s, kept_s, at_first,
     at_each
@@ -86,16 +76,16 @@ def _part(
     *given, allowed, ids, kept = refs
     queries, items = jax.tree.unflatten(structure, given)
     rows = pl.ds(lax.axis_index("block") * _ROWS, _ROWS)
-    _fetch(at_first, (queries.codes.at[rows], codes_s), *_pairs(queries, rows, of_rows_s))
+    fetch(at_first, (queries.codes.at[rows], codes_s), *_pairs(queries, rows, of_rows_s))
     of_rows = _numbers(queries, of_rows_s, _OF_ROWS)
     in_list = _places(ids_s.shape)
     places = _places((_ROWS, _COLUMNS))
 
-    def tile(number, lists):
+    def step(number, lists):
         first = (lax.axis_index("part") * tiles + number) * _COLUMNS
         columns = pl.ds(first, _COLUMNS)
         copies = (items.codes.at[columns], item_codes_s), (allowed.at[rows, columns], allowed_s)
-        _fetch(at_each, *copies, *_pairs(items, columns, of_columns_s))
+        fetch(at_each, *copies, *_pairs(items, columns, of_columns_s))
 
         def summed(sums):
             gpu.wgmma(sums, codes_s, item_codes_s.transpose((1, 0)))
@@ -108,12 +98,9 @@ def _part(
         gpu.commit_smem()  # no warp reads any more what the next copies go over
         return lists
 
-    ids_s[...], kept_s[...] = lax.fori_loop(0, tiles, tile, blocks.empty_list(in_list))
-    gpu.commit_smem()
+    ids_s[...], kept_s[...] = lax.fori_loop(0, tiles, step, blocks.empty_list(in_list))
     lists = pl.ds(lax.axis_index("part") * ids_s.shape[1], ids_s.shape[1])
-    for list_s, out in ((ids_s, ids), (kept_s, kept)):
-        gpu.copy_smem_to_gmem(list_s, out.at[rows, lists])
-    gpu.wait_smem_to_gmem(0)
+    store((ids_s, ids.at[rows, lists]), (kept_s, kept.at[rows, lists]))
 
 
 def _places(shape: tuple[int, int]) -> jax.Array:
@@ -134,9 +121,3 @@ def _numbers(arrays: Any, held: list[Any], layout: Any) -> Any:
 
     leaves, structure = jax.tree.flatten(arrays)
     return jax.tree.unflatten(structure, [leaves[0], *map(spread, held)])
-
-
-def _fetch(barrier: Any, *copies: tuple[Any, Any]) -> None:
-    for source, target in copies:
-        gpu.copy_gmem_to_smem(source, target, barrier)
-    gpu.barrier_wait(barrier)

@@ -14,7 +14,7 @@ from numba.core import types
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
-from .llvm import I64
+from .llvm import I64, load
 
 # Byte offsets in the structs of c_api.h, 64-bit.
 _FRAME_ARGUMENTS = 72
@@ -70,9 +70,9 @@ def _write(entry: ir.Function, function: Any, numbered: bool, arguments: Arrays,
     kind = _context().call_conv.get_function_type(result, kinds)
     given = [number] if numbered else []
     for base, of_base in ((_FRAME_ARGUMENTS, arguments), (_FRAME_RESULTS, results)):
-        buffers = _load(builder, frame, base)
+        buffers = load(builder, frame, base, I64)
         for place, array in enumerate(of_base):
-            given += _parts(builder, _load(builder, buffers, 8 * place), array)
+            given += _parts(builder, load(builder, buffers, 8 * place, I64), array)
     # Numba's own convention: where the result and an exception go, then what an array is made of, one by one.
     found, raised = (builder.alloca(of.pointee) for of in kind.args[:2])
     values = [
@@ -87,8 +87,8 @@ def _write(entry: ir.Function, function: Any, numbered: bool, arguments: Arrays,
 
 def _parts(builder: ir.IRBuilder, buffer: Any, kind: types.Array) -> list[Any]:
     """Of an array: nobody who owns it, twice, its size, that of an item, its data, shape and strides."""
-    dims = _load(builder, buffer, _BUFFER_DIMS)
-    shape = [_load(builder, dims, 8 * axis) for axis in range(kind.ndim)]
+    dims = load(builder, buffer, _BUFFER_DIMS, I64)
+    shape = [load(builder, dims, 8 * axis, I64) for axis in range(kind.ndim)]
     context = _context()
     strides: list[Any] = [I64(context.get_abi_sizeof(context.get_data_type(kind.dtype)))]
     for n in reversed(shape):
@@ -96,12 +96,8 @@ def _parts(builder: ir.IRBuilder, buffer: Any, kind: types.Array) -> list[Any]:
     size = I64(1)
     for n in shape:
         size = builder.mul(size, n)
-    return [I64(0), I64(0), size, strides[-1], _load(builder, buffer, _BUFFER_DATA), *shape, *strides[1:]]
+    return [I64(0), I64(0), size, strides[-1], load(builder, buffer, _BUFFER_DATA, I64), *shape, *strides[1:]]
 
 
 def _context() -> Any:
     return cpu_target.target_context
-
-
-def _load(builder: ir.IRBuilder, where: Any, offset: int) -> Any:
-    return builder.load(builder.inttoptr(builder.add(where, I64(offset)), I64.as_pointer()))
