@@ -166,6 +166,6 @@ def test_attention():
         options = {"is_causal": True, "implementation": implementation}
         return slopes(lambda q, k, v: jax.nn.dot_product_attention(q, k, v, **options))
 
-    calls = {f"affinax, {name}, s": ours(name) for name in ("pallas", "reference")}
+    calls = {f"affinax, {name}, s": ours(name) for name in ("pallas", "cudnn", "reference")}
     calls |= {f"jax.nn.dot_product_attention, {name}, s": of_jax(name) for name in ("xla", "cudnn")}
     record("accelerator", {"attention, 32 x 1,024 x 8 x 64, forward and back": take_turns(None, calls, 20)})

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
-from . import attention_numba
+from . import attention_cudnn, attention_numba
 from .op import Implementation, Op, dispatch, imported
 
 Activation = Literal["softmax", "silu"]
@@ -31,7 +31,7 @@ def attention(
     position_bias: Float[Array, "heads distances"] | None = None,
     time_bias: Float[Array, "heads buckets"] | None = None,
     times: Int32[Array, "*batch length"] | None = None,
-    implementation: Implementation = "auto",
+    implementation: Implementation | Literal["cudnn"] = "auto",
 ) -> Float[Array, "*batch length heads depth"]:
     """`out_i = sum_j a(s_ij) v_j` over the j of the same segment as i, with `causal` those up to i.
 
@@ -49,13 +49,15 @@ def attention(
         time_bias: `bucket(t)` is the whole part of `log10(max(|t|, 1)) / 0.301`, or the last there is.
         times: Of the places; with `time_bias`.
         implementation: See `kernels.op.dispatch`. "pallas" takes no biases; on TPU float32 or bfloat16, on NVIDIA GPUs
-            bfloat16 or float16 of at most 128 numbers a vector.
+            bfloat16 or float16 of at most 128 numbers a vector. "cudnn" is NVIDIA's own, of the softmax without biases,
+            in these dtypes, for rows of one segment without holes: any other row has NaN.
 
     Returns:
         In the dtype of the values.
 
     Raises:
         ValueError: Shapes that do not go together, an unknown activation, or times without their bias.
+        NotImplementedError: The explicit choice cannot run here; the message says why.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", equation 1; the second activation and the biases: Zhai et
     al. 2024, "Actions Speak Louder than Words: Trillion-Parameter Sequential Transducers for Generative
@@ -89,7 +91,12 @@ def attention(
         raise ValueError(f"kernels.attention: {position_bias.shape=} must have an odd number of distances")
     flat = (a.reshape(-1, length, *a.shape[-2:]) for a in (queries, keys, values))
     rows = (a if a is None else a.reshape(-1, length) for a in (segments, times))
-    found: Any = _attended(*flat, *rows, position_bias, time_bias, causal, activation, implementation)
+    if implementation == "cudnn":
+        if why := attention_cudnn.reason(queries, keys, values, position_bias, time_bias, activation=activation):
+            raise NotImplementedError(f'kernels.attention: {why}. Use "auto".')
+        found: Any = attention_cudnn.attend(*flat, next(rows), causal=causal)
+    else:
+        found = _attended(*flat, *rows, position_bias, time_bias, causal, activation, implementation)
     return found.reshape(*batch, length, heads, values.shape[-1])
 
 
