@@ -72,7 +72,12 @@ def fit(
     columns: Columns = None,
     header: Header = None,
     missing: Missing = "error",
-    duplicates: Duplicates = "error",
+    duplicates: Annotated[
+        str,
+        typer.Option(
+            help="Repeated pairs: error, last, sum or mean; or keep, for networks on sequences, which read them"
+        ),
+    ] = "error",
     user_features: UserFeatures = None,
     item_features: ItemFeatures = None,
     curve: Annotated[Path | None, typer.Option(help="Also draw the loss of each step, as PNG")] = None,
@@ -83,7 +88,7 @@ def fit(
 ) -> None:
     """Train an algorithm on a file and save it."""
     from .algorithms import ALGORITHMS, named
-    from .options import parse_settings, read_file
+    from .options import parse_settings, read_events, read_file
     from .recommender import Recommender
     from .reporting import plot_history
 
@@ -92,10 +97,14 @@ def fit(
         raise ValueError(f"--curve: {algorithm} is not trained in epochs, so there is no curve; {trained} are")
 
     parameters = parse_settings(settings or [], [algorithm])[algorithm]
-    tables = {"user_features": user_features, "item_features": item_features}
-    interactions = read_file(file, columns, header, missing, duplicates, None, **tables)
+    if duplicates == "keep":
+        if user_features:
+            raise ValueError("--user-features and --duplicates keep: sequences have a table of their items alone")
+        data = read_events(file, columns, header, missing, item_features)
+    else:
+        data = read_file(file, columns, header, missing, duplicates, None, user_features, item_features)
     options = {} if checkpoint is None else {"checkpoint": checkpoint}
-    recommender = Recommender(algorithm, seed=seed, **parameters).fit(interactions, **options)
+    recommender = Recommender(algorithm, seed=seed, **parameters).fit(data, **options)
     recommender.save(out)
     if curve and recommender.history:
         plot_history(recommender.history, curve, name=algorithm)

@@ -14,7 +14,7 @@ import numpy as np
 import typer
 
 from .algorithms import checked_parameters, parameters_of
-from .engine.data import Interactions, read_interactions, read_side_table
+from .engine.data import Interactions, Sequences, read_interactions, read_sequences, read_side_table
 from .engine.training import Trial
 from .recommender import Recommender
 
@@ -109,19 +109,37 @@ def read_file(
     options: dict[str, Any] = {"columns": None if columns is None else parse_columns(columns), "missing": missing}
     if like is not None:
         options |= {"user_ids": like.user_ids, "item_ids": like.item_ids, "unknown": "drop"}
-    tables: dict[str, Any] = {}
-    for side, file in (("user", user_features), ("item", item_features)):
-        if file is not None:
-            options[f"{side}_ids"], tables[f"{side}_features"] = read_side_table(file, side)
-    x = read_interactions(path, header=header, duplicates=duplicates, **options)
-    x = replace(x, **tables)
+    tables, ids = _side_tables({"user": user_features, "item": item_features})
+    x = replace(read_interactions(path, header=header, duplicates=duplicates, **(options | ids)), **tables)
+    _say(path, x)
+    return x
+
+
+def read_events(
+    path: Path, columns: str | None, header: bool | None, missing: str, item_features: Path | None = None
+) -> Sequences:
+    """Reads a file with all repetitions, and its side table, and says what was found."""
+    tables, ids = _side_tables({"item": item_features})
+    named = None if columns is None else parse_columns(columns)
+    x = replace(read_sequences(path, columns=named, header=header, missing=missing, **ids), **tables)
+    _say(path, x)
+    return x
+
+
+def _side_tables(files: dict[str, Path | None]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those of a side by `side_features`, and the ids of their rows by `side_ids`."""
+    read = {side: read_side_table(file, side) for side, file in files.items() if file is not None}
+    tables = {f"{side}_features": table for side, (_, table) in read.items()}
+    return tables, {f"{side}_ids": ids for side, (ids, _) in read.items()}
+
+
+def _say(path: Path, x: Interactions | Sequences) -> None:
     times = ""
     if x.timestamps is not None:
         first, last = (_day(t) for t in (x.timestamps.min(), x.timestamps.max()))
         times = f", {first} to {last}"
     notes = "; ".join(x.notes) or "nothing left out or merged"
-    typer.echo(f"{path.name}: {x.nnz:,} rows, {x.n_users:,} users, {x.n_items:,} items{times}; {notes}")
-    return x
+    typer.echo(f"{path.name}: {len(x.items):,} rows, {x.n_users:,} users, {x.n_items:,} items{times}; {notes}")
 
 
 def split_file(x: Interactions, how: str, seed: int, purpose: str = "test") -> tuple[Interactions, Interactions]:

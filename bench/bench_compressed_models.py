@@ -59,7 +59,7 @@ def whole_model() -> tuple[Any, Sequences, Sequences, Interactions]:
         checkpoint_every=3 * steps,
         validate=validate,
         validate_every=3 * steps,
-        patience=8,
+        patience=16,
         progress=False,
     )
     return model, train, known, test

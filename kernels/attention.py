@@ -89,14 +89,14 @@ def attention(
             )
     if position_bias is not None and position_bias.shape[1] % 2 == 0:
         raise ValueError(f"kernels.attention: {position_bias.shape=} must have an odd number of distances")
-    flat = (a.reshape(-1, length, *a.shape[-2:]) for a in (queries, keys, values))
-    rows = (a if a is None else a.reshape(-1, length) for a in (segments, times))
+    q, k, v = (a.reshape(-1, length, *a.shape[-2:]) for a in (queries, keys, values))
+    rows, row_times = (a if a is None else a.reshape(-1, length) for a in (segments, times))
     if implementation == "cudnn":
         if why := attention_cudnn.reason(queries, keys, values, position_bias, time_bias, activation=activation):
             raise NotImplementedError(f'kernels.attention: {why}. Use "auto".')
-        found: Any = attention_cudnn.attend(*flat, next(rows), causal=causal)
+        found: Any = attention_cudnn.attend(q, k, v, rows, causal=causal)
     else:
-        found = _attended(*flat, *rows, position_bias, time_bias, causal, activation, implementation)
+        found = _attended(q, k, v, rows, row_times, position_bias, time_bias, causal, activation, implementation)
     return found.reshape(*batch, length, heads, values.shape[-1])
 
 

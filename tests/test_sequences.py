@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from affinax.engine.data import InteractionError, Interactions, Sequences
+from affinax.engine.data import InteractionError, Interactions, Sequences, Vocabulary, read_sequences
 from affinax.engine.training import sequence_batches
 from affinax.kernels.packing import host_pack
 
@@ -234,3 +235,63 @@ def test_a_history_of_ten_thousand_events():
     assert last.examples == 1
     assert last.make(1)["targets"][0, -1] == 9999 % 97
     assert sequence_batches(1, 50, windows="all")(x, SEED).examples == 200
+
+
+EVENTS = pl.DataFrame(
+    {"user": ["ann", "bob", "ann", "ann", "bob"], "item": ["tea", "rye", "rye", "tea", "oat"], "time": [4, 9, 1, 2, 3]}
+)
+
+
+def test_files_and_frames_keep_repetitions(tmp_path):
+    EVENTS.write_csv(tmp_path / "events.csv")
+    for source in (EVENTS, EVENTS.to_pandas(), tmp_path / "events.csv", str(tmp_path / "events.csv")):
+        x = read_sequences(source)
+        assert [x.item_ids.ids[x.items_of(user)].tolist() for user in (0, 1)] == [["rye", "tea", "tea"], ["oat", "rye"]]
+        assert x.user_ids.ids.tolist() == ["ann", "bob"]
+        assert x.timestamps.tolist() == [1, 2, 4, 3, 9]
+        assert x.notes == ()
+    named = read_sequences(tmp_path / "events.csv", columns={"user": "user", "item": "time"}, header=True)
+    assert named.item_ids.ids[named.items_of(0)].tolist() == [4, 1, 2]
+    assert named.notes == ("no times: the order of the rows is taken for theirs",)
+    known = read_sequences(EVENTS, item_ids=Vocabulary(["oat", "tea"]), unknown="drop")
+    assert known.items.tolist() == [1, 1, 0]
+    assert known.notes == ("2 rows with unknown ids left out",)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"item_ids": Vocabulary(["oat"])}, InteractionError, "item 'tea' is not in the given vocabulary"),
+        ({"columns": ["user", "price"]}, InteractionError, "price"),
+        ({"header": True}, ValueError, "header=True are of files"),
+        ({"missing": "guess"}, ValueError, "missing='guess' must be one of"),
+        ({"duplicates": "last"}, TypeError, "duplicates"),
+    ],
+)
+def test_events_that_cannot_be_read(options, error, message):
+    with pytest.raises(error, match=message):
+        read_sequences(EVENTS, **options)
+
+
+def test_missing_times():
+    gap = EVENTS.with_columns(pl.Series("time", [4, None, 1, 2, 3]))
+    with pytest.raises(InteractionError, match=r"row 1: time is missing.*missing=\"drop\""):
+        read_sequences(gap)
+    assert len(read_sequences(gap, missing="drop")) == 4
+
+
+def test_the_command_line_keeps_repetitions(run, tmp_path):
+    rng = np.random.default_rng(0)
+    rows = {"user": np.repeat(np.arange(20), 6), "item": rng.integers(0, 5, 120), "time": np.arange(120)}
+    pl.DataFrame(rows).write_csv(tmp_path / "plays.csv")
+    pl.DataFrame({"item": np.arange(6), "kind": list("aabbcc")}).write_csv(tmp_path / "items.csv")
+    fit = ["fit", tmp_path / "plays.csv", "--out", tmp_path / "model", "--algorithm", "sasrec", "--set", "epochs=1"]
+    fit += ["--set", "width=8", "--set", "length=6", "--set", "content=kind", "--item-features", tmp_path / "items.csv"]
+    assert "--duplicates keep" in run(*fit)[2]
+    status, text, _ = run(*fit, "--duplicates", "keep")
+    assert status == 0
+    assert "120 rows, 20 users, 6 items" in text
+    assert run("recommend", tmp_path / "model", "--user", "3")[0] == 0
+    status, _, error = run(*fit, "--duplicates", "keep", "--user-features", tmp_path / "items.csv")
+    assert status != 0
+    assert "sequences have a table of their items alone" in error

@@ -9,7 +9,7 @@ from .interactions import Interactions
 from .mapped import map_examples
 from .modalities import Modalities, item_modalities
 from .pairs import PairDesign, pair_design
-from .reading import read_interactions
+from .reading import read_interactions, read_sequences
 from .scaling import ValueScale, fit_scale
 from .sequences import Sequences
 from .side_tables import read_side_table
@@ -43,6 +43,7 @@ __all__ = [
     "map_examples",
     "pair_design",
     "read_interactions",
+    "read_sequences",
     "read_side_table",
     "select_features",
     "split_at_time",

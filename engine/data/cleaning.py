@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -66,19 +66,53 @@ def clean(
     >>> x.values, x.notes
     (array([5., 2.], dtype=float32), ('1 repeated pair merged by sum',))
     """
-    for name, value, accepted in (
-        ("missing", missing, ("error", "drop")),
-        ("duplicates", duplicates, ("error", *_MERGES)),
-        ("unknown", unknown, ("error", "drop")),
-    ):
-        if value not in accepted:
-            raise ValueError(f"{name}={value!r} must be one of {accepted}")
+    if duplicates not in ("error", *_MERGES):
+        raise ValueError(f"{duplicates=} must be one of {('error', *_MERGES)}")
     if min(min_per_user, min_per_item) < 1:
         raise ValueError(f"{min_per_user=} and {min_per_item=} must be at least 1")
     if isinstance(source, Interactions):
         if columns is not None or user_ids is not None or item_ids is not None:
             raise ValueError("columns, user_ids and item_ids apply to raw data; these interactions are encoded already")
         return _core(_thresholds(source, min_value, max_value), min_per_user, min_per_item, False, False)
+    rows = {"missing": missing, "min_value": min_value, "max_value": max_value, "unknown": unknown}
+    found = encoded(source, columns=columns, user_ids=user_ids, item_ids=item_ids, **rows)
+    x = _merged(found, duplicates)
+    if min_per_user == min_per_item == 1:
+        return x
+    return _core(x, min_per_user, min_per_item, user_ids is not None, item_ids is not None)
+
+
+class Encoded(NamedTuple):
+    """Rows with the indices of their users and items; `notes` says which others were left out."""
+
+    table: Table
+    users: np.ndarray
+    items: np.ndarray
+    user_ids: Vocabulary
+    item_ids: Vocabulary
+    notes: list[str]
+
+    def column(self, role: str) -> np.ndarray | None:
+        """ "value" or "time" of each row, where there is such a column."""
+        frame = self.table.frame
+        return frame[role].to_numpy(writable=True) if role in frame.columns else None
+
+
+def encoded(
+    source: Any,
+    *,
+    columns: Columns | None = None,
+    missing: str = "error",
+    min_value: float | None = None,
+    max_value: float | None = None,
+    user_ids: Vocabulary | None = None,
+    item_ids: Vocabulary | None = None,
+    unknown: str = "error",
+) -> Encoded:
+    """The first steps of `clean`, each row for itself; arguments and errors as there."""
+    for name, value in (("missing", missing), ("unknown", unknown)):
+        if value not in ("error", "drop"):
+            raise ValueError(f"{name}={value!r} must be one of {('error', 'drop')}")
     table = source if isinstance(source, Table) else as_table(source, columns)
     notes: list[str] = []
     table = _filtered(table, _present(table, missing), "with missing or non-finite values left out", notes)
@@ -98,11 +132,7 @@ def clean(
             f'vocabulary ({_count(~known, "such row")}). Pass unknown="drop" to leave them out'
         )
     table = _filtered(table, known, "with unknown ids left out", notes)
-    x = _merged(table, users[known], items[known], user_vocabulary, item_vocabulary, duplicates, notes)
-    x = replace(x, notes=tuple(notes))
-    if min_per_user == min_per_item == 1:
-        return x
-    return _core(x, min_per_user, min_per_item, user_ids is not None, item_ids is not None)
+    return Encoded(table, users[known], items[known], user_vocabulary, item_vocabulary, notes)
 
 
 def _filtered(table: Table, keep: np.ndarray, what: str, notes: list[str]) -> Table:
@@ -178,18 +208,10 @@ def _outside(column: pl.Series) -> np.ndarray:
     return column.to_numpy() if column.dtype.is_integer() else text_ids(column.to_list())
 
 
-def _merged(
-    table: Table,
-    users: np.ndarray,
-    items: np.ndarray,
-    user_ids: Vocabulary,
-    item_ids: Vocabulary,
-    duplicates: str,
-    notes: list[str],
-) -> Interactions:
-    columns = table.frame.columns
-    values = table.frame["value"].to_numpy(writable=True) if "value" in columns else None
-    times = table.frame["time"].to_numpy(writable=True) if "time" in columns else None
+def _merged(found: Encoded, duplicates: str) -> Interactions:
+    """Each pair once."""
+    table, users, items, user_ids, item_ids, notes = found
+    values, times = found.column("value"), found.column("time")
     if values is None and duplicates == "sum":
         values = np.ones(len(users))  # every interaction counts 1, whether or not another is like it
     order, _ = csr.sort_pairs(users, items, len(user_ids), len(item_ids))
@@ -201,7 +223,7 @@ def _merged(
             raise InteractionError(
                 f"{_place(table, again)}: user {user!r}, item {item!r} occurs again "
                 f'({_count(~first, "repetition")} here). Pass duplicates="last", "sum" or "mean" (--duplicates last) '
-                "to merge them"
+                "to merge them, or read_sequences (--duplicates keep) for sequences, which may repeat"
             )
         position, merged = csr.merge_duplicates(
             order,
@@ -214,7 +236,8 @@ def _merged(
         users, items = users[position], items[position]
         values = None if values is None else merged
         times = None if times is None else times[position]
-    return Interactions.from_coo(users, items, values, times, user_ids=user_ids, item_ids=item_ids)
+    x = Interactions.from_coo(users, items, values, times, user_ids=user_ids, item_ids=item_ids)
+    return replace(x, notes=tuple(notes))
 
 
 def _thresholds(x: Interactions, min_value: float | None, max_value: float | None) -> Interactions:

@@ -1,4 +1,4 @@
-"""Interactions from files: delimited text, Parquet and JSON lines, each also gzipped."""
+"""Interactions and sequences from files: delimited text, Parquet and JSON lines, each also gzipped."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import itertools
 import json
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import InteractionError
-from .cleaning import clean
+from .cleaning import clean, encoded
 from .interactions import Interactions
+from .sequences import Sequences
 from .tables import Columns, Table, choose_columns, column_of, parse_table, usual_roles
 
 if TYPE_CHECKING:
@@ -60,6 +62,49 @@ def read_interactions(
             the message names the file and the line.
         FileNotFoundError: No such file.
     """
+    return clean(read_table(path, columns, separator, header), **cleaning)
+
+
+def read_sequences(
+    source: Any,
+    *,
+    columns: Columns | None = None,
+    separator: str | None = None,
+    header: bool | None = None,
+    **cleaning: Any,
+) -> Sequences:
+    """Events with every repetition, as a path or frames hold them, in order of time.
+
+    Args:
+        source: A file as in `read_interactions`, or what `clean` takes: frames and arrays.
+        columns, separator, header: See `read_interactions`; the last two are of files.
+        **cleaning: missing, min_value, max_value, user_ids, item_ids and unknown, as in `clean`.
+
+    Returns:
+        Sequences with `user_ids` and `item_ids`, without values. Where there are no times, the order of the rows is
+        that of time, and `notes` says so.
+
+    Raises:
+        InteractionError, FileNotFoundError: As `read_interactions`.
+        ValueError: An unknown option.
+
+    >>> x = read_sequences((["ann"] * 3, ["tea", "rye", "tea"], [1, 1, 1], [3, 1, 2]))
+    >>> x.item_ids.ids[x.items_of(0)].tolist()
+    ['rye', 'tea', 'tea']
+    """
+    if isinstance(source, str | Path):
+        source, columns = read_table(source, columns, separator, header), None
+    elif separator is not None or header is not None:
+        raise ValueError(f"{separator=} and {header=} are of files")
+    found = encoded(source, columns=columns, **cleaning)
+    times, vocabularies = found.column("time"), {"user_ids": found.user_ids, "item_ids": found.item_ids}
+    x = Sequences.from_events(found.users, found.items, times, **vocabularies)
+    as_given = [] if times is not None else ["no times: the order of the rows is taken for theirs"]
+    return replace(x, notes=tuple(found.notes + as_given))
+
+
+def read_table(path: str | Path, columns: Columns | None, separator: str | None, header: bool | None) -> Table:
+    """The rows of a file; see `read_interactions`."""
     path = Path(path)
     data = path.read_bytes()
     kind = path.suffix.lower()
@@ -80,7 +125,7 @@ def read_interactions(
                 (guess for guess in ((usual, *_GUESSED) if kind in _SEPARATORS else _GUESSED) if guess in first), usual
             )
         table = _delimited(path, text, columns, separator, header)
-    return clean(parse_table(table), **cleaning)
+    return parse_table(table)
 
 
 def _decompressed(path: Path, data: bytes) -> bytes:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Sequences:
     """Events of each user in order of time, on the host. Immutable.
 
-    Build them by `from_events`, or by `from_interactions`. Always true:
+    Build them by `read_sequences`, or from indices by `from_events` or `from_interactions`. Always true:
 
     - `indptr` is int64 `[n_users + 1]`, ascending from 0; `items` is int32, each in `[0, n_items)`: the events of a
       user follow each other, the oldest first, and an item may come again.
