@@ -97,8 +97,8 @@ def read_sequences(
     elif separator is not None or header is not None:
         raise ValueError(f"{separator=} and {header=} are of files")
     found = encoded(source, columns=columns, **cleaning)
-    times, vocabularies = found.column("time"), {"user_ids": found.user_ids, "item_ids": found.item_ids}
-    x = Sequences.from_events(found.users, found.items, times, **vocabularies)
+    times = found.column("time")
+    x = Sequences.from_events(found.users, found.items, times, user_ids=found.user_ids, item_ids=found.item_ids)
     as_given = [] if times is not None else ["no times: the order of the rows is taken for theirs"]
     return replace(x, notes=tuple(found.notes + as_given))
 
