@@ -59,7 +59,7 @@ def whole_model() -> tuple[Any, Sequences, Sequences, Interactions]:
         checkpoint_every=3 * steps,
         validate=validate,
         validate_every=3 * steps,
-        patience=16,
+        patience=40,
         progress=False,
     )
     return model, train, known, test
