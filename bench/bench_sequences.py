@@ -110,7 +110,7 @@ def test_gsasrec_on_movielens():
 
 
 def test_sasrec_on_movielens():
-    """Validations go up and down by .002, while they rise by .002 from the 66th epoch to the 180th: hence the patience."""
+    """Validations go up and down by .002 and rise by no more from the 66th epoch to the 180th: hence the patience."""
     algorithm = models.sequence_retriever(models.SASRec, width=64, blocks=2, heads=1, length=200, batch_size=69)
     trained("SASRec on ML-1M", algorithm, movielens_1m(), epochs=200, every=3, patience=40)
 
