@@ -253,6 +253,12 @@ def test_files_and_frames_keep_repetitions(tmp_path):
     named = read_sequences(tmp_path / "events.csv", columns={"user": "user", "item": "time"}, header=True)
     assert named.item_ids.ids[named.items_of(0)].tolist() == [4, 1, 2]
     assert named.notes == ("no times: the order of the rows is taken for theirs",)
+    rated = read_sequences(EVENTS.with_columns(value=pl.Series([1.0, 2.0, 3.0, 4.0, 5.0])), min_value=2)
+    assert [rated.items_of(user).tolist() for user in (0, 1)] == [[1, 2], [0, 1]]
+    assert rated.notes == (
+        "1 row outside the value thresholds left out",
+        "values left out, of which sequences have none",
+    )
     known = read_sequences(EVENTS, item_ids=Vocabulary(["oat", "tea"]), unknown="drop")
     assert known.items.tolist() == [1, 1, 0]
     assert known.notes == ("2 rows with unknown ids left out",)

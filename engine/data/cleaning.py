@@ -93,7 +93,7 @@ class Encoded(NamedTuple):
     notes: list[str]
 
     def column(self, role: str) -> np.ndarray | None:
-        """ "value" or "time" of each row, where there is such a column."""
+        """The "value" or "time" of each row, where there is such a column."""
         frame = self.table.frame
         return frame[role].to_numpy(writable=True) if role in frame.columns else None
 

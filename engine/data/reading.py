@@ -81,8 +81,8 @@ def read_sequences(
         **cleaning: missing, min_value, max_value, user_ids, item_ids and unknown, as in `clean`.
 
     Returns:
-        Sequences with `user_ids` and `item_ids`, without values. Where there are no times, the order of the rows is
-        that of time, and `notes` says so.
+        Sequences with `user_ids` and `item_ids`. Values are left out, which `min_value` and `max_value` apply to; where
+        there are no times, the order of the rows is that of time; `notes` says both.
 
     Raises:
         InteractionError, FileNotFoundError: As `read_interactions`.
@@ -99,8 +99,9 @@ def read_sequences(
     found = encoded(source, columns=columns, **cleaning)
     times = found.column("time")
     x = Sequences.from_events(found.users, found.items, times, user_ids=found.user_ids, item_ids=found.item_ids)
-    as_given = [] if times is not None else ["no times: the order of the rows is taken for theirs"]
-    return replace(x, notes=tuple(found.notes + as_given))
+    notes = found.notes + ["values left out, of which sequences have none"] * (found.column("value") is not None)
+    notes += ["no times: the order of the rows is taken for theirs"] * (times is None)
+    return replace(x, notes=tuple(notes))
 
 
 def read_table(path: str | Path, columns: Columns | None, separator: str | None, header: bool | None) -> Table:
