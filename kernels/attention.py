@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, Literal, get_args
 
 import jax
@@ -89,8 +90,9 @@ def attention(
             )
     if position_bias is not None and position_bias.shape[1] % 2 == 0:
         raise ValueError(f"kernels.attention: {position_bias.shape=} must have an odd number of distances")
-    q, k, v = (a.reshape(-1, length, *a.shape[-2:]) for a in (queries, keys, values))
-    rows, row_times = (a if a is None else a.reshape(-1, length) for a in (segments, times))
+    n = math.prod(batch)  # -1 would be ambiguous where nothing is to be attended to
+    q, k, v = (a.reshape(n, length, *a.shape[-2:]) for a in (queries, keys, values))
+    rows, row_times = (a if a is None else a.reshape(n, length) for a in (segments, times))
     if implementation == "cudnn":
         if why := attention_cudnn.reason(queries, keys, values, position_bias, time_bias, activation=activation):
             raise NotImplementedError(f'kernels.attention: {why}. Use "auto".')

@@ -205,6 +205,13 @@ def test_what_a_gpu_does_not_take():
     assert "are not looked up on accelerators" in OP.gpu_supports(*given[:5], jnp.zeros((2, 3)), None)
 
 
+@pytest.mark.parametrize("shape", [(2, 0, 1, 4), (0, 3, 1, 4)], ids=["no places", "no rows"])
+def test_nothing_to_attend_to(shape):
+    x, segments = jnp.zeros(shape), jnp.zeros(shape[:2], jnp.int32)
+    found, slopes = jax.value_and_grad(lambda x: jnp.sum(attention(x, x, x, segments)))(x)
+    assert (found, slopes.shape) == (0, shape)
+
+
 @pytest.mark.on_cpu
 def test_what_pallas_does_not_take():
     found, arguments = attended(ATTENTION[2], "biased", implementation="interpret")
