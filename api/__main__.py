@@ -35,6 +35,10 @@ Missing = Annotated[str, typer.Option(help="Rows with missing values: error or d
 UserFeatures = Annotated[Path | None, typer.Option(help="Table with a row for each user, for algorithms that use it")]
 ItemFeatures = Annotated[Path | None, typer.Option(help="Table with a row for each item, likewise")]
 Duplicates = Annotated[str, typer.Option(help="Repeated pairs: error, last, sum or mean")]
+Repetitions = Annotated[
+    str,
+    typer.Option(help="Repeated pairs: error, last, sum or mean; or keep, for networks on sequences, which read them"),
+]
 
 
 def _version(shown: bool) -> None:
@@ -72,12 +76,7 @@ def fit(
     columns: Columns = None,
     header: Header = None,
     missing: Missing = "error",
-    duplicates: Annotated[
-        str,
-        typer.Option(
-            help="Repeated pairs: error, last, sum or mean; or keep, for networks on sequences, which read them"
-        ),
-    ] = "error",
+    duplicates: Repetitions = "error",
     user_features: UserFeatures = None,
     item_features: ItemFeatures = None,
     curve: Annotated[Path | None, typer.Option(help="Also draw the loss of each step, as PNG")] = None,
@@ -88,7 +87,7 @@ def fit(
 ) -> None:
     """Train an algorithm on a file and save it."""
     from .algorithms import ALGORITHMS, named
-    from .options import parse_settings, read_events, read_file
+    from .options import parse_settings, read_training_file
     from .recommender import Recommender
     from .reporting import plot_history
 
@@ -97,12 +96,7 @@ def fit(
         raise ValueError(f"--curve: {algorithm} is not trained in epochs, so there is no curve; {trained} are")
 
     parameters = parse_settings(settings or [], [algorithm])[algorithm]
-    if duplicates == "keep":
-        if user_features:
-            raise ValueError("--user-features and --duplicates keep: sequences have a table of their items alone")
-        data = read_events(file, columns, header, missing, item_features)
-    else:
-        data = read_file(file, columns, header, missing, duplicates, None, user_features, item_features)
+    data = read_training_file(file, columns, header, missing, duplicates, user_features, item_features)
     options = {} if checkpoint is None else {"checkpoint": checkpoint}
     recommender = Recommender(algorithm, seed=seed, **parameters).fit(data, **options)
     recommender.save(out)
@@ -153,7 +147,7 @@ def evaluate(
     columns: Columns = None,
     header: Header = None,
     missing: Missing = "error",
-    duplicates: Duplicates = "error",
+    duplicates: Repetitions = "error",
     user_features: UserFeatures = None,
     item_features: ItemFeatures = None,
     k: K = 10,
@@ -163,17 +157,17 @@ def evaluate(
 ) -> None:
     """Train several algorithms on one split and compare them."""
     from .comparison import compare
-    from .options import parse_settings, read_file, split_file
+    from .options import parse_settings, read_file, read_training_file, split_file
     from .reporting import metrics_plot, print_comparison, summary, write_json
 
     parameters = parse_settings(settings or [], algorithm)
     tables = {"user_features": user_features, "item_features": item_features}
-    interactions = read_file(file, columns, header, missing, duplicates, None, **tables)
+    train_part = read_training_file(file, columns, header, missing, duplicates, **tables)
     if test is None:
-        train_part, test_part = split_file(interactions, split, seed)
+        train_part, test_part = split_file(train_part, split, seed)
     else:
-        train_part = interactions
-        test_part = read_file(test, columns, header, missing, duplicates, like=interactions)
+        once = "last" if duplicates == "keep" else duplicates  # what is to be found counts once
+        test_part = read_file(test, columns, header, missing, once, like=train_part)
     results = compare(algorithm, train_part, test_part, k=k, seed=seed, parameters=parameters)
     print_comparison(results)
     if json_out:
@@ -201,7 +195,7 @@ def tune(
     columns: Columns = None,
     header: Header = None,
     missing: Missing = "error",
-    duplicates: Duplicates = "error",
+    duplicates: Repetitions = "error",
     user_features: UserFeatures = None,
     item_features: ItemFeatures = None,
     json_out: Json = None,
@@ -213,12 +207,12 @@ def tune(
 
     from .algorithms import builder, named
     from .engine.training import select
-    from .options import fit_command, parse_grid, read_file, split_file
+    from .options import fit_command, parse_grid, read_training_file, split_file
     from .reporting import print_trials, trials_plot, trials_summary, write_json
 
     points = parse_grid(grid or [], algorithm)
     tables = {"user_features": user_features, "item_features": item_features}
-    x = read_file(file, columns, header, missing, duplicates, None, **tables)
+    x = read_training_file(file, columns, header, missing, duplicates, **tables)
     builders = {name: builder(name, x) for name in algorithm}
     train_part, validation_part = split_file(x, split, seed, "validate")
     most = {name: epochs or named(name).epochs or 1 for name in algorithm}

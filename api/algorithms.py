@@ -159,13 +159,17 @@ def _whole_numbers(name: str, value: Any) -> tuple[int, ...]:
     return tuple(int(v) for v in given)
 
 
-def builder(name: str, interactions: Interactions) -> Callable[..., Any]:
+def builder(name: str, interactions: Interactions | Sequences) -> Callable[..., Any]:
     """What makes the algorithm from its parameters, the defaults being those here: for `engine.training.select`.
 
     Raises:
-        ValueError: An unknown name, or values missing where they are needed.
+        ValueError: An unknown name, values missing where they are needed, or sequences where they are not read.
     """
     algorithm = named(name)
+    if isinstance(interactions, Sequences):
+        if not isinstance(algorithm.build, SequenceRetriever):
+            raise ValueError(f"{name} learns from pairs, and these are sequences: read them without repetitions")
+        return functools.partial(algorithm.build, **algorithm.defaults)
     if algorithm.needs_values and interactions.values is None:
         raise ValueError(f"{name} learns from values, and these interactions have none; try implicit-als")
     return functools.partial(algorithm.build, **algorithm.defaults)

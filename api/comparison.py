@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .engine.data import Interactions
+from .engine.data import Interactions, Sequences
 from .engine.evaluation import Evaluation
 from .recommender import Recommender
 
@@ -24,7 +24,7 @@ class Result:
 
 def compare(
     algorithms: Sequence[str],
-    train_part: Interactions,
+    train_part: Interactions | Sequences,
     test_part: Interactions,
     *,
     k: int = 10,

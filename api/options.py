@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import typer
@@ -101,7 +101,7 @@ def read_file(
     header: bool | None,
     missing: str,
     duplicates: str,
-    like: Interactions | None = None,
+    like: Interactions | Sequences | None = None,
     user_features: Path | None = None,
     item_features: Path | None = None,
 ) -> Interactions:
@@ -115,10 +115,20 @@ def read_file(
     return x
 
 
-def read_events(
-    path: Path, columns: str | None, header: bool | None, missing: str, item_features: Path | None = None
-) -> Sequences:
-    """Reads a file with all repetitions, and its side table, and says what was found."""
+def read_training_file(
+    path: Path,
+    columns: str | None,
+    header: bool | None,
+    missing: str,
+    duplicates: str,
+    user_features: Path | None = None,
+    item_features: Path | None = None,
+) -> Interactions | Sequences:
+    """As `read_file`; where duplicates are kept, sequences."""
+    if duplicates != "keep":
+        return read_file(path, columns, header, missing, duplicates, None, user_features, item_features)
+    if user_features:
+        raise ValueError("--user-features and --duplicates keep: sequences have a table of their items alone")
     tables, ids = _side_tables({"item": item_features})
     named = None if columns is None else parse_columns(columns)
     x = replace(read_sequences(path, columns=named, header=header, missing=missing, **ids), **tables)
@@ -142,8 +152,27 @@ def _say(path: Path, x: Interactions | Sequences) -> None:
     typer.echo(f"{path.name}: {len(x.items):,} rows, {x.n_users:,} users, {x.n_items:,} items{times}; {notes}")
 
 
-def split_file(x: Interactions, how: str, seed: int, purpose: str = "test") -> tuple[Interactions, Interactions]:
+@overload
+def split_file(x: Interactions, how: str, seed: int, purpose: str = ...) -> tuple[Interactions, Interactions]: ...
+
+
+@overload
+def split_file(
+    x: Interactions | Sequences, how: str, seed: int, purpose: str = ...
+) -> tuple[Interactions | Sequences, Interactions]: ...
+
+
+def split_file(
+    x: Interactions | Sequences, how: str, seed: int, purpose: str = "test"
+) -> tuple[Interactions | Sequences, Interactions]:
     """Splits interactions and says how, and what the second part is for; see `Interactions.split`."""
+    if isinstance(x, Sequences):
+        cuts = {"leave-last": x.leave_last, "time": x.split_at_time}
+        if how not in cuts:
+            raise ValueError(f"--split {how}: sequences, of --duplicates keep, are split by one of {sorted(cuts)}")
+        train, test = cuts[how]()
+        typer.echo(f"{'; '.join(train.notes)}: {len(train):,} events to train on, {test.nnz:,} pairs to {purpose}")
+        return train, test
     train, test = x.split(how, **({"seed": seed} if how == "random" else {}))
     if how == "time" and train.timestamps is not None:
         said = f"split at {_day(train.timestamps.max())}: {train.nnz:,} interactions before, {test.nnz:,} after"

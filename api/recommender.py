@@ -122,6 +122,7 @@ class Recommender:
         k: int = 10,
         *,
         history: Sequence[Any] | None = None,
+        times: Sequence[Any] | None = None,
         exclude_seen: bool = True,
         exclude: Sequence[Any] = (),
         allow: Sequence[Any] | None = None,
@@ -131,8 +132,10 @@ class Recommender:
         Args:
             users: An id, or a sequence of ids.
             k: How many, at least 1.
-            history: In place of `users`: items (ids or titles) that a newcomer has met, the oldest first; the model is
-                not retrained.
+            history: In place of `users`: items (ids or titles) that a newcomer has met, the oldest first, as often as
+                they were met; the model is not retrained.
+            times: When each of the history was met, as the times of the training data are given, for a network that
+                reads times.
             exclude_seen: Whether to leave out what a user met in training (or the history names).
             exclude: Further items (ids or titles) to leave out.
             allow: The only items (ids or titles) that may be answered.
@@ -142,12 +145,15 @@ class Recommender:
             their id in a first column. Fewer than k rows where fewer items remain, none where nothing does.
 
         Raises:
-            InteractionError: An unknown user, item or title (close names are offered), or an empty history.
+            InteractionError: An unknown user, item or title (close names are offered), an empty history, or one
+                without times where the model reads them.
             ValueError: Neither or both of `users` and `history`, or a model that cannot take a history.
         """
         train = self.train
         if (users is None) == (history is None):
             raise ValueError("give either users or history")
+        if times is not None and history is None:
+            raise ValueError("times are those of a history: give history")
         item_ids = self.item_ids
         excluded = item_ids.resolve(_listed(exclude)[0])
         allowed = None
@@ -155,7 +161,7 @@ class Recommender:
             allowed = np.zeros(train.n_items, bool)
             allowed[item_ids.resolve(_listed(allow)[0])] = True
         if history is not None:
-            seen = self._newcomer(history)
+            seen = self._newcomer(history, times)
             model = with_history(self.model, seen)
             rows, names = np.zeros(1, np.int32), None
         else:
@@ -184,14 +190,14 @@ class Recommender:
         names = np.asarray(asked) if many else None
         return _frame("similar_to", names, np.asarray(ids), np.asarray(scores), item_ids)
 
-    def fold_in(self, history: Sequence[Any]) -> np.ndarray:
-        """The vector `[rank]` of someone who has met these items (ids or titles); see `engine.retrieval.fold_in`.
+    def fold_in(self, history: Sequence[Any], *, times: Sequence[Any] | None = None) -> np.ndarray:
+        """The vector `[rank]` of someone who has met these items; see `recommend` and `engine.retrieval.fold_in`.
 
         Raises:
-            InteractionError: An unknown item, or an empty history.
+            InteractionError: An unknown item, an empty history, or one without times where the model reads them.
             ValueError: A model without vectors.
         """
-        newcomer, model = self._newcomer(history), self.model
+        newcomer, model = self._newcomer(history, times), self.model
         of_network = hasattr(model, "network") and hasattr(model, "queries")
         if not of_network and not isinstance(model, BayesianFactors | Factors | FeedbackFactors):
             raise ValueError(f"{self.algorithm} has no vectors to fold a history into")
@@ -238,7 +244,8 @@ class Recommender:
             if other not in (None, own):
                 raise ValueError(f"the model has {side}={other:,}; this recommender has {own:,}")
         other = copy.copy(self)
-        other.model = model
+        # What an optimizer remembers serves no answer.
+        other.model = model._replace(training=None) if hasattr(model, "training") else model
         return other
 
     def save(self, folder: str | Path) -> None:
@@ -308,21 +315,27 @@ class Recommender:
                 ) from None
         return rows
 
-    def _newcomer(self, history: Sequence[Any]) -> Interactions:
-        """One row of bare items, which count as liked: each with the upper quartile of the training values.
+    def _newcomer(self, history: Sequence[Any], times: Sequence[Any] | None) -> Interactions | Sequences:
+        """One row of bare items: their sequence for models that read it.
 
-        Their order is that of time, for models that read it; one that comes again counts as the last time.
+        Others have the items it is of, which count as liked: each with the upper quartile of the training values.
         """
         train = self.train
         given = self.item_ids.resolve(_listed(history)[0])
         if len(given) == 0:
             raise InteractionError("history is empty: it needs at least one item")
-        times = dict(zip(given.tolist(), range(len(given)), strict=True))
-        met, when = np.array(list(times)), np.array(list(times.values()))
-        newcomer = Interactions.from_coo(np.zeros(len(met), int), met, None, when, n_users=1, n_items=train.n_items)
+        nobody = np.zeros(len(given), int)
+        sequence = Sequences.from_events(nobody, given, times, n_users=1, n_items=train.n_items)
+        if getattr(self.model, "in_order", False):
+            if times is None and getattr(self.model, "times", None) is not None:
+                raise InteractionError(
+                    f"this {self.algorithm} reads times: give times=, when each of the history was met"
+                )
+            return sequence
+        newcomer = sequence.interactions()
         if train.values is None:
             return newcomer
-        return newcomer.with_values(np.full(len(met), np.quantile(train.values, 0.75), np.float32))
+        return newcomer.with_values(np.full(newcomer.nnz, np.quantile(train.values, 0.75), np.float32))
 
 
 def _listed(ids: Any) -> tuple[list[Any], bool]:

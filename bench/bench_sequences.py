@@ -41,7 +41,14 @@ def measured(model: Any, known: Sequences, test: Interactions) -> dict[str, floa
 
 
 def trained(
-    name: str, algorithm: Any, x: Sequences, *, epochs: int, every: int | None = None, patience: int | None = None
+    name: str,
+    algorithm: Any,
+    x: Sequences,
+    *,
+    epochs: int,
+    every: int | None = None,
+    patience: int | None = None,
+    seed: int = 0,
 ) -> None:
     """Trains on all but the last of each user, tests on these, and records it with the curve.
 
@@ -65,7 +72,7 @@ def trained(
     model, history = fit(
         algorithm,
         train,
-        key=jax.random.key(0),
+        key=jax.random.key(seed),
         epochs=epochs,
         checkpoint=run,
         checkpoint_every=(every or 10) * steps,
@@ -109,10 +116,11 @@ def test_gsasrec_on_movielens():
     trained("gSASRec on ML-1M", algorithm, movielens_1m(), epochs=300, every=5, patience=8)
 
 
-def test_sasrec_on_movielens():
+@pytest.mark.parametrize(("name", "seed"), [("SASRec on ML-1M", 0), ("SASRec on ML-1M from another key", 1)])
+def test_sasrec_on_movielens(name, seed):
     """Validations go up and down by .002 and rise by no more from the 66th epoch to the 180th: hence the patience."""
     algorithm = models.sequence_retriever(models.SASRec, width=64, blocks=2, heads=1, length=200, batch_size=69)
-    trained("SASRec on ML-1M", algorithm, movielens_1m(), epochs=200, every=3, patience=40)
+    trained(name, algorithm, movielens_1m(), epochs=200, every=3, patience=40, seed=seed)
 
 
 @pytest.mark.skipif(not BEAUTY.exists(), reason="Amazon Beauty is not here")

@@ -15,6 +15,7 @@ from . import attention_cudnn, attention_numba
 from .op import Implementation, Op, dispatch, imported
 
 Activation = Literal["softmax", "silu"]
+AttentionImplementation = Implementation | Literal["cudnn"]
 _QUERIES = 256  # whose scores are held at a time
 _VECTOR_MEMORY = 12 << 20  # bytes that a TPU has for them
 _WIDEST = 128  # numbers of a vector, of which a GPU's program sums several blocks
@@ -32,7 +33,7 @@ def attention(
     position_bias: Float[Array, "heads distances"] | None = None,
     time_bias: Float[Array, "heads buckets"] | None = None,
     times: Int32[Array, "*batch length"] | None = None,
-    implementation: Implementation | Literal["cudnn"] = "auto",
+    implementation: AttentionImplementation = "auto",
 ) -> Float[Array, "*batch length heads depth"]:
     """`out_i = sum_j a(s_ij) v_j` over the j of the same segment as i, with `causal` those up to i.
 
@@ -90,7 +91,9 @@ def attention(
             )
     if position_bias is not None and position_bias.shape[1] % 2 == 0:
         raise ValueError(f"kernels.attention: {position_bias.shape=} must have an odd number of distances")
-    n = math.prod(batch)  # -1 would be ambiguous where nothing is to be attended to
+    if not values.size:
+        return jnp.zeros_like(values)
+    n = math.prod(batch)
     q, k, v = (a.reshape(n, length, *a.shape[-2:]) for a in (queries, keys, values))
     rows, row_times = (a if a is None else a.reshape(n, length) for a in (segments, times))
     if implementation == "cudnn":

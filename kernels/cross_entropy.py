@@ -60,6 +60,8 @@ def cross_entropy(
             raise ValueError(f"kernels.cross_entropy: {name} of shape {list(array.shape)} must be {[n]}")
     weights = jnp.ones(hidden.shape[:1], jnp.float32) if weights is None else weights.astype(jnp.float32)
     bias = jnp.zeros(table.shape[:1], jnp.float32) if bias is None else bias
+    # Of a row that does not count anything may be given, NaN too, which 0 times would leave NaN.
+    hidden = jnp.where((labels < 0)[:, None], jnp.zeros_like(hidden), hidden)
     found: Any = _summed(hidden, table, bias, labels, weights, implementation)
     return found
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
+from ..engine.errors import InteractionError
 from ..engine.factorization.algorithm import Algorithm, Info
 from ..engine.training.batches import Batches
 from ..engine.training.gradient_descent import TrainingState, gradient_step, start_training
 
 View = Callable[[Any], Any]
+_COUNTS = ("negatives", "batch_size", "length")
 
 
 def network_algorithm(
@@ -22,11 +25,13 @@ def network_algorithm(
     loss: Callable[[Any, Any, PRNGKeyArray], Array],
     optimizer: Any,
     batches: Callable[[Any, np.ndarray], Batches],
+    renewed: Callable[[Any, Any], Any],
     view: View | None = None,
 ) -> Algorithm:
     """Gradient descent on a network that is part of a model: the state is the model, with all that it answers by.
 
-    The loss sees `view(network)`, if there is one, such as the network with rounded weights.
+    `renewed(model, data)` is a trained model that answers by other data. The loss sees `view(network)`, if there is
+    one, such as the network with rounded weights.
     """
 
     def seen(network: Any, batch: Any, key: PRNGKeyArray) -> Array:
@@ -43,7 +48,8 @@ def network_algorithm(
         state, info = descend(key, state, inputs(model, batch))
         return _with_state(model, state), info
 
-    def resume(model: Any) -> Any:
+    def resume(model: Any, x: Any) -> Any:
+        model = renewed(model, x)
         return model if model.training is not None else _with_state(model, start_training(model.network, optimizer))
 
     return Algorithm(init, step, name, batches, resume)
@@ -54,10 +60,28 @@ def _with_state(model: Any, state: TrainingState) -> Any:
     return model._replace(network=state.parameters, training=state._replace(parameters=None))
 
 
+def require_same(model: Any, x: Any, *sides: str) -> None:
+    """Raises InteractionError where data have other numbers of users or items than a model that is trained on."""
+    for side in sides:
+        own, other = getattr(model, f"n_{side}"), getattr(x, f"n_{side}")
+        if own != other:
+            raise InteractionError(
+                f"the state has {own:,} {side} and the data {other:,}: give data with the ids of the first, or no state"
+            )
+
+
 def require_positive(**numbers: float | None) -> None:
-    """Raises ValueError where one is not above 0; `negatives` may be 0."""
+    """Raises ValueError where one is not above 0, or not whole where it counts something; `negatives` may be 0."""
     for name, number in numbers.items():
         if number is None:
             continue
-        if not number >= 0 or (number == 0 and name != "negatives"):
-            raise ValueError(f"{name}={number} must be {'at least' if name == 'negatives' else 'above'} 0")
+        if not 0 <= number < math.inf or (number == 0 and name != "negatives"):
+            raise ValueError(f"{name}={number} must be {'at least' if name == 'negatives' else 'above'} 0, and finite")
+        if name in _COUNTS and number != int(number):
+            raise ValueError(f"{name}={number} must be a whole number")
+
+
+def require_optimizer(optimizer: Any) -> None:
+    """Raises ValueError for what is no transformation of gradients; None is Adam."""
+    if optimizer is not None and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise ValueError(f"{optimizer=} must be an optax.GradientTransformation, such as optax.adam(1e-3)")

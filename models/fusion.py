@@ -77,7 +77,9 @@ class FusionTransformer(nnx.Module):
         names = (*single, *several, *fields)
         if not names or len({*names}) < len(names):
             raise ValueError(f"{vectors=}, {tokens=} and {ids=} must name one modality or more, and none of them twice")
-        for name, number in {**single, **several, "width": width, "blocks": blocks}.items():
+        hidden = 2 * width if hidden is None else hidden
+        numbers = {"width": width, "blocks": blocks, "heads": heads, "hidden": hidden}
+        for name, number in {**single, **several, **numbers}.items():
             if number < 1:
                 raise ValueError(f"{name}={number} must be at least 1")
         if fusion not in get_args(Fusion):
@@ -96,12 +98,12 @@ class FusionTransformer(nnx.Module):
         attends = fusion == "attention"
         self.gatherer = nnx.Param(0.02 * jax.random.normal(rngs.params(), (width,), param_dtype)) if attends else None
         settings = {"norm": "pre", "causal": False, "rotary": False, "activation": jax.nn.gelu, "dropout": dropout}
-        hidden = 2 * width if hidden is None else hidden
         n_blocks = blocks if attends else 0
         self.blocks = nnx.List(Block(width, heads, hidden, **settings, **shared) for _ in range(n_blocks))
         self.gate = Linear(width, 1, **shared) if fusion == "gated" else None
         self.end = Linear(width, width, **shared)
-        self.names, self.several, self.modality_dropout = names, tuple(several), modality_dropout
+        self.names, self.several, self.of_ids = names, tuple(several), tuple(fields)
+        self.modality_dropout = modality_dropout
 
     def __call__(
         self,
@@ -115,21 +117,26 @@ class FusionTransformer(nnx.Module):
         Args:
             inputs: By name `[*batch, width]`, of those with several tokens `[*batch, tokens, width]`, and ids
                 `[*batch, n_fields]`, of which -1 is a missing one. A modality that is not there is missing for all.
-            where: Which examples have a modality, bool `[*batch]`, of those that not all have; what others hold may be
-                anything finite.
+            where: Which examples have a modality, bool `[*batch]`, of those that not all have; what others hold
+                counts for nothing.
             key: See above.
 
         Raises:
             InteractionError: A name that is no modality, none at all, shapes that do not go together, or a number that
                 is not finite, where numbers are concrete. An example without any modality gets the vector of nothing.
         """
-        where = {} if where is None else where
+        where = {} if where is None else {name: jnp.asarray(array) for name, array in where.items()}
         self._check(inputs, where)
         tokens, present = [], []
         for number, name in enumerate(self.names):
             if name not in inputs:
                 continue
-            encoded, there = self._encoded(name, inputs[name])
+            given = inputs[name]
+            if name in where and name not in self.of_ids:
+                # What is missing may be anything, NaN too.
+                own = jnp.asarray(where[name]).reshape(*where[name].shape, *[1] * (1 + (name in self.several)))
+                given = jnp.where(own, given, 0)
+            encoded, there = self._encoded(name, given)
             if name in where:
                 there &= where[name][..., None]
             vector = self.modalities[...][number].astype(encoded.dtype)
@@ -174,7 +181,7 @@ class FusionTransformer(nnx.Module):
 
     def _encoded(self, name: str, given: Array) -> tuple[Array, Array]:
         """Tokens of one modality, `[*batch, tokens, width]`, and which of them are there."""
-        if name in self.tables:
+        if name in self.of_ids:
             table, there = self.tables[name], jnp.asarray(given) >= 0
             if len(table.sizes) > 1:
                 return table(given), there

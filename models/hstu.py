@@ -7,10 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
-from ..kernels.attention import attention
+from ..engine.errors import InteractionError
+from ..kernels.attention import AttentionImplementation, attention
 from ..kernels.op import Implementation
 from ..kernels.quantized_rows import Table, floats_of
 from .fusion import FusionSettings
@@ -37,6 +39,7 @@ class HSTULayer(nnx.Module):
         dtype: Any,
         param_dtype: Any,
         implementation: Implementation,
+        attention_implementation: AttentionImplementation | None,
         rngs: nnx.Rngs,
     ):
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
@@ -48,7 +51,7 @@ class HSTULayer(nnx.Module):
         self.position_bias = nnx.Param(start(rngs.params(), (heads, 2 * length - 1), param_dtype))
         self.time_bias = nnx.Param(start(rngs.params(), (heads, _BUCKETS), param_dtype)) if times else None
         self.heads, self.dropout = heads, dropout
-        self.implementation: Implementation = implementation
+        self.implementation: AttentionImplementation = attention_implementation or implementation
 
     def __call__(
         self,
@@ -58,20 +61,24 @@ class HSTULayer(nnx.Module):
         key: PRNGKeyArray | None,
         maps: list[Array] | None = None,
     ) -> Array:
-        parts = jax.nn.silu(self.inputs(self.before(x))).reshape(*x.shape[:-1], 4, self.heads, -1)
+        parts = jax.nn.silu(self.inputs(self.before(x)))
+        parts = parts.reshape(*x.shape[:-1], 4, self.heads, parts.shape[-1] // (4 * self.heads))
         gates, values, queries, keys = (parts[..., part, :, :] for part in range(4))
         attend = functools.partial(
             attention,
             activation="silu",
             position_bias=self.position_bias[...],
             time_bias=None if self.time_bias is None else self.time_bias[...],
-            times=None if times is None else jnp.asarray(times, jnp.int32),
+            times=None if times is None else jnp.asarray(times),
             implementation=self.implementation,
         )
+        # Sums are divided by how many places a row has; in the published equation, by how many it may have.
+        share = x.shape[-2] / ((self.position_bias.shape[1] + 1) // 2)
         if maps is not None:
-            maps.append(attend(queries, keys, one_hot_values(keys), segments))
-        found = attend(queries, keys, values, segments)
-        flat = self.after(found.reshape(*x.shape[:-1], -1)) * gates.reshape(*x.shape[:-1], -1)
+            maps.append(share * attend(queries, keys, one_hot_values(keys), segments))
+        found = share * attend(queries, keys, values, segments)
+        flat = *x.shape[:-1], self.heads * found.shape[-1]
+        flat = self.after(found.reshape(flat)) * gates.reshape(flat)
         return x + self.output(dropped(flat, self.dropout, key))
 
 
@@ -85,7 +92,7 @@ class HSTU(nnx.Module):
         times: Whether the time between two events counts; sequences have timestamps then.
         normalize: Whether vectors of places and items have length 1: the product is a cosine then, and the loss wants a
             temperature.
-        dtype, param_dtype, implementation: See `layers.Linear`.
+        dtype, param_dtype, implementation, attention_implementation: See `SASRec`.
         rngs: Random numbers.
 
     Raises:
@@ -120,10 +127,12 @@ class HSTU(nnx.Module):
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         implementation: Implementation = "auto",
+        attention_implementation: AttentionImplementation | None = None,
         rngs: nnx.Rngs,
     ):
-        for name, number in {"width": width, "length": length, "blocks": blocks, "heads": heads}.items():
-            if number < 1:
+        numbers = {"width": width, "length": length, "blocks": blocks, "heads": heads, "inner": inner}
+        for name, number in numbers.items():
+            if number is not None and number < 1:
                 raise ValueError(f"{name}={number} must be at least 1")
         if inner is None and width % heads:
             raise ValueError(f"{width=} must be divisible by {heads=}, or inner given")
@@ -135,7 +144,7 @@ class HSTU(nnx.Module):
             n_items, width, init_std=init_std, sharing=sharing, products=products, fusion=fusion, **shared
         )
         self.positions = nnx.Param(init_std * jax.random.normal(rngs.params(), (length, width), param_dtype))
-        layer = {"times": times, "dropout": dropout, **shared}
+        layer = {"times": times, "dropout": dropout, "attention_implementation": attention_implementation, **shared}
         self.layers = nnx.List(HSTULayer(width, length, heads, inner, **layer) for _ in range(blocks))
         self.length, self.n_items, self.times = length, n_items, times
         self.normalize, self.dropout = normalize, dropout
@@ -159,9 +168,12 @@ class HSTU(nnx.Module):
 
         Raises:
             ValueError: Times missing, or where none are read; see also `SASRec`.
+            InteractionError: Times of another dtype than int32.
         """
         if (times is None) == self.times:
             raise ValueError(f"the model was made to read {'' if self.times else 'no '}times")
+        if times is not None and times.dtype != np.int32:
+            raise InteractionError(f"times are {times.dtype} and must be int32, whole numbers from wherever they count")
         segments, positions = places(items, segments, positions, self.length)
         keys = [None] * (1 + len(self.layers)) if key is None else jax.random.split(key, 1 + len(self.layers))
         x = self.items(items, table) * self.items.width**0.5

@@ -34,7 +34,7 @@ def content_of_items(
         settings: Further ones of the `FusionTransformer`.
 
     Raises:
-        FeatureError: See `item_modalities`; or a column of the name "item".
+        FeatureError: See `item_modalities`; or a column of the name "item" or "codes".
         InteractionError: No side table.
     """
     if not len(content):
@@ -46,8 +46,9 @@ def content_of_items(
             "each item in the order of item_ids, by dataclasses.replace(data, item_features=frame)"
         )
     found = item_modalities(x.item_features, content)
-    if ITEM in found.inputs:
-        raise FeatureError(f"column {ITEM!r} cannot be content: that is the name of the item itself; rename it")
+    for name, what in {ITEM: "the item itself", CODES: "what a vector is put together from"}.items():
+        if name in found.inputs:
+            raise FeatureError(f"column {name!r} cannot be content: that is the name of {what}; rename it")
     inputs = {
         name: np.where(np.isin(array, array[met]), array, -1) if np.issubdtype(array.dtype, np.integer) else array
         for name, array in found.inputs.items()
@@ -65,10 +66,19 @@ def checked_fusion(content: Any, width: int, settings: Mapping[str, Any]) -> Non
 
 
 def with_item_ids(modalities: Modalities | None, met: np.ndarray) -> Modalities | None:
-    """The same with the id of each item as the modality "item", -1 for those that training does not meet."""
+    """The same with the id of each item as the modality "item", -1 for those that training does not meet.
+
+    One that is not met, and of which nothing is known, has its id: so that training has it among what is not next.
+    """
     if modalities is None:
         return None
-    ids = np.where(met, np.arange(len(met)), -1).astype(np.int32)[:, None]
+    known = np.zeros(len(met), bool)
+    for name, array in modalities.inputs.items():
+        if name not in (ITEM, CODES):
+            there = np.asarray(modalities.where.get(name, True))
+            ids = np.issubdtype(array.dtype, np.integer)
+            known |= there & (np.any(np.asarray(array) >= 0, axis=1) if ids else True)
+    ids = np.where(met | ~known, np.arange(len(met)), -1).astype(np.int32)[:, None]
     return modalities._replace(inputs={**modalities.inputs, ITEM: jnp.asarray(ids)})
 
 

@@ -69,6 +69,8 @@ class FieldEmbedding(nnx.Module):
             raise ValueError(f"{width=} must be at least 1")
         if not len(sizes) or min(sizes) < 1:
             raise ValueError(f"{sizes=} must name one field or more, each with an id or more")
+        if any(size != int(size) for size in sizes):
+            raise ValueError(f"{sizes=} must be whole numbers")
         self.sizes = tuple(int(size) for size in sizes)
         self.dtype = dtype
         self.implementation: Implementation = implementation

@@ -16,11 +16,12 @@ from ..engine.data.fields import user_and_item_fields
 from ..engine.data.interactions import Interactions, not_interactions
 from ..engine.errors import InteractionError
 from ..engine.factorization.algorithm import Algorithm, Factors
+from ..engine.factorization.settings import with_settings
 from ..engine.training import losses
 from ..engine.training.batches import pair_batches
 from ..engine.training.histories import last_items
 from ..kernels.csr import CSR
-from .descent import View, network_algorithm, require_positive
+from .descent import View, network_algorithm, require_optimizer, require_positive, require_same
 from .din import DIN
 from .fusion import Fusion
 from .item_content import checked_fusion, content_of_items
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import optax
 
 
+@with_settings
 def pair_ranker(
     network: type[nnx.Module],
     *,
@@ -70,7 +72,8 @@ def pair_ranker(
     import optax
 
     require_positive(negatives=negatives, batch_size=batch_size, length=length, learning_rate=learning_rate)
-    if l2 < 0 or (negatives == 0 and not ratings):
+    require_optimizer(optimizer)
+    if not l2 >= 0 or (negatives == 0 and not ratings):
         raise ValueError(f"{l2=} must be at least 0, and {negatives=} above 0 for clicks")
     with_history, name = network is DIN, network.__name__
 
@@ -87,6 +90,10 @@ def pair_ranker(
         history = last_items(x, length) if with_history else None
         tables = (jnp.asarray(users.ids), jnp.asarray(items.ids), jnp.float32(mean))
         return PairNetwork(plan.build(key), plan, *tables, None if history is None else jnp.asarray(history))
+
+    def renewed(model: PairNetwork, x: Any) -> PairNetwork:
+        require_same(model, _checked(x), "users", "items")
+        return model._replace(history=jnp.asarray(last_items(x, length))) if with_history else model
 
     def loss(network: Any, batch: Any, key: PRNGKeyArray) -> Array:
         more = (batch["history"],) if with_history else ()
@@ -121,9 +128,11 @@ def pair_ranker(
         n_negatives = 0 if ratings else negatives
         return pair_batches(_size(batch_size, x), negatives=n_negatives, history=history, length=length)(x, seed)
 
-    return network_algorithm(name, start, inputs, loss, optimizer or optax.adam(learning_rate), batches, view)
+    optimizer = optax.adam(learning_rate) if optimizer is None else optimizer
+    return network_algorithm(name, start, inputs, loss, optimizer, batches, renewed, view)
 
 
+@with_settings
 def tower_retriever(
     *,
     columns: Sequence[str] | str = (),
@@ -179,7 +188,8 @@ def tower_retriever(
     import optax
 
     require_positive(batch_size=batch_size, length=length, learning_rate=learning_rate, temperature=temperature)
-    if l2 < 0:
+    require_optimizer(optimizer)
+    if not l2 >= 0:
         raise ValueError(f"{l2=} must be at least 0")
     of_fusion = {"fusion": fusion, "modality_dropout": modality_dropout, "dropout": dropout}
     checked_fusion(content, width, of_fusion)
@@ -217,6 +227,13 @@ def tower_retriever(
         fields = jnp.asarray(of_users.ids[:, first:]), jnp.asarray(item_ids)
         return TowerNetwork(plan.build(key, **tables), plan, *fields, met, modalities)
 
+    def renewed(model: TowerNetwork, x: Any) -> TowerNetwork:
+        require_same(model, _checked(x), "users", "items")
+        if model.modalities is not None:
+            known = np.where(np.bincount(x.items, minlength=x.n_items) > 0, np.arange(x.n_items, dtype=np.int32), -1)
+            model = model._replace(item_fields=model.item_fields.at[:, 0].set(known))
+        return model._replace(history=_histories(x, length)) if history else model
+
     def loss(network: TwoTower, batch: Any, key: PRNGKeyArray) -> Array:
         keys, fields = jax.random.split(key, 3), batch["item_fields"]
         queries = network.user(batch["user_fields"], batch.get("history"), key=keys[0])
@@ -252,7 +269,8 @@ def tower_retriever(
 
         return pairs._replace(make=make)
 
-    return network_algorithm("TwoTower", start, inputs, loss, optimizer or optax.adam(learning_rate), batches, view)
+    optimizer = optax.adam(learning_rate) if optimizer is None else optimizer
+    return network_algorithm("TwoTower", start, inputs, loss, optimizer, batches, renewed, view)
 
 
 def settings_of(network: type[nnx.Module]) -> dict[str, inspect.Parameter]:
@@ -268,6 +286,7 @@ def settings_of(network: type[nnx.Module]) -> dict[str, inspect.Parameter]:
         "dtype",
         "param_dtype",
         "implementation",
+        "attention_implementation",
         "fusion",  # which trainers make of their own settings
     )
     parameters = inspect.signature(network.__init__).parameters

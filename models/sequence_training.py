@@ -14,12 +14,13 @@ from jaxtyping import Array, PRNGKeyArray
 
 from ..engine.data.sequences import Sequences
 from ..engine.factorization.algorithm import Algorithm
+from ..engine.factorization.settings import with_settings
 from ..engine.training import losses
 from ..engine.training.batches import Batches
 from ..engine.training.sequence_windows import Layout, NegativesFor, Windows, sequence_batches
 from ..kernels.cross_entropy import cross_entropy
 from ..kernels.quantized_rows import floats_of
-from .descent import View, network_algorithm, require_positive
+from .descent import View, network_algorithm, require_optimizer, require_positive, require_same
 from .fusion import Fusion
 from .item_content import checked_fusion, content_of_items, with_codes, with_item_ids
 from .item_vectors import ITEM
@@ -33,6 +34,7 @@ _NEVER = -1e9  # the logit of what is no answer
 SequenceLoss = Literal["softmax", "sampled_softmax", "bce", "gbce"]
 
 
+@with_settings
 def sequence_retriever(
     network: type[nnx.Module],
     *,
@@ -72,7 +74,8 @@ def sequence_retriever(
         windows: "last" trains on the last events of each user, "all" on all of them.
         layout: "packed" has several users in a row, "padded" one: which shows a network the same.
         content: Columns of the items' side table, which items are known by besides their ids; see `item_modalities`. An
-            item that no batch has an event of is known by these alone, and is no negative either.
+            item that no batch has an event of is known by these alone, and is no negative either, unless nothing is
+            known of it.
         fusion: How these become a vector, by a `FusionTransformer`, which is added to that of the item's id.
         modality_dropout: How likely one of these is left out, the id among them, in a step of training: so that each
             serves without the others.
@@ -95,13 +98,20 @@ def sequence_retriever(
     """
     import optax
 
-    if not isinstance(network, type):
-        raise ValueError(f"{network=} must be a class, such as models.SASRec")
+    if not isinstance(network, type) or not hasattr(network, "masks"):
+        raise ValueError(f"{network=} must be a network on sequences: models.SASRec, BERT4Rec or HSTU")
+    taken = sorted({"n_items", "rngs"} & settings.keys())
+    if taken:
+        raise ValueError(f"{taken[0]} is no setting: the data and the key of fit give it")
     require_positive(negatives=negatives, batch_size=batch_size, learning_rate=learning_rate, temperature=temperature)
+    require_optimizer(optimizer)
     if loss not in get_args(SequenceLoss):
         raise ValueError(f"{loss=} must be one of {get_args(SequenceLoss)}")
-    if l2 < 0:
-        raise ValueError(f"{l2=} must be at least 0")
+    for name, number in {"l2": l2, "popularity": popularity}.items():
+        if not 0 <= number < math.inf:
+            raise ValueError(f"{name}={number} must be at least 0, and finite")
+    if not 0 <= calibration <= 1:
+        raise ValueError(f"{calibration=} must be in [0, 1]")
     if loss != "softmax" and negatives < 1:
         raise ValueError(f"{loss=} needs {negatives=} of at least 1")
     probe: Any = nnx.eval_shape(lambda: Blueprint.of(network, n_items=2, **settings).build(jax.random.key(0)))
@@ -120,18 +130,28 @@ def sequence_retriever(
         times=probe.times,
     )
 
-    def start(key: PRNGKeyArray, data: Any) -> SequenceNetwork:
-        x = _sequences(data)
-        # Of the last windows alone, some items may be in none.
+    def _read(x: Sequences) -> np.ndarray:
+        """Which items a batch may have: of the last windows alone, some may be in none."""
         from_end = np.repeat(x.indptr[1:], x.lengths) - np.arange(len(x))
         read = x.items if windows == "all" else x.items[from_end <= probe.length + (not probe.masks)]
-        met = np.bincount(read, minlength=x.n_items) > 0
+        return np.bincount(read, minlength=x.n_items) > 0
+
+    def start(key: PRNGKeyArray, data: Any) -> SequenceNetwork:
+        x = _sequences(data)
+        met = _read(x)
         modalities, fused = content_of_items(x, content, met, of_fusion)
         plan = Blueprint.of(network, n_items=x.n_items, **settings, **fused)
         if "products" in settings and settings["products"] is not None:
             modalities = with_codes(modalities, x, *settings["products"])
         modalities = with_item_ids(modalities, met)
         return SequenceNetwork(plan.build(key), plan, *rows_of(x, probe.times), modalities=modalities)
+
+    def renewed(model: SequenceNetwork, data: Any) -> SequenceNetwork:
+        x = _sequences(data)
+        require_same(model, x, "items")
+        history, times = rows_of(x, probe.times)
+        modalities = with_item_ids(model.modalities, _read(x))
+        return model._replace(history=history, times=times, modalities=modalities)
 
     def inputs(model: SequenceNetwork, batch: Any) -> Any:
         return batch if model.modalities is None else batch | {"modalities": model.modalities}
@@ -201,7 +221,7 @@ def sequence_retriever(
 
     if optimizer is None:
         optimizer = optax.adamw(learning_rate, weight_decay=l2)
-    return network_algorithm(network.__name__, start, inputs, cost, optimizer, batches, view)
+    return network_algorithm(network.__name__, start, inputs, cost, optimizer, batches, renewed, view)
 
 
 def _sequences(data: Any) -> Sequences:

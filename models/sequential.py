@@ -6,9 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
+from ..engine.training.checking import check_ids
+from ..kernels.attention import AttentionImplementation
 from ..kernels.op import Implementation
 from ..kernels.quantized_rows import Table
 from .fusion import FusionSettings
@@ -33,6 +36,7 @@ class SASRec(nnx.Module):
         products: Of parts in place of rows; see `ItemVectors`.
         fusion: Settings of a `FusionTransformer` that makes the vectors of the items; see `ItemVectors`.
         dtype, param_dtype, implementation: See `layers.Linear`.
+        attention_implementation: Of `kernels.attention` alone; `implementation` if None.
         rngs: Random numbers.
 
     Source: Kang, McAuley 2018, "Self-Attentive Sequential Recommendation"; scaled and begun as by Klenitskiy, Vasilev
@@ -66,6 +70,7 @@ class SASRec(nnx.Module):
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         implementation: Implementation = "auto",
+        attention_implementation: AttentionImplementation | None = None,
         rngs: nnx.Rngs,
     ):
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
@@ -85,6 +90,7 @@ class SASRec(nnx.Module):
             share=share,
             activation=jax.nn.relu,
             dropout=dropout,
+            attention_implementation=attention_implementation,
             **shared,
         )
         self.length, self.n_items = length, n_items
@@ -111,6 +117,7 @@ class SASRec(nnx.Module):
 
         Raises:
             ValueError: More places than the model has positions.
+        InteractionError: An item, segment or position that is none, where they are concrete.
         """
         segments, positions = places(items, segments, positions, self.length)
         vectors = self.items(items, table) * self.items.width**0.5
@@ -134,6 +141,7 @@ class BERT4Rec(nnx.Module):
         init_std, sharing, products, fusion: See `SASRec`.
         hidden: Width between the dense layers of a block; four times `width` if None.
         dtype, param_dtype, implementation: See `layers.Linear`.
+        attention_implementation: Of `kernels.attention` alone; `implementation` if None.
         rngs: Random numbers.
 
     Source: Sun et al. 2019, "BERT4Rec: Sequential Recommendation with Bidirectional Encoder Representations from
@@ -167,6 +175,7 @@ class BERT4Rec(nnx.Module):
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         implementation: Implementation = "auto",
+        attention_implementation: AttentionImplementation | None = None,
         rngs: nnx.Rngs,
     ):
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
@@ -187,6 +196,7 @@ class BERT4Rec(nnx.Module):
             share=share,
             activation=jax.nn.gelu,
             dropout=dropout,
+            attention_implementation=attention_implementation,
             **shared,
         )
         self.projection = Linear(width, width, **shared)
@@ -229,4 +239,6 @@ def places(items: Array, segments: Array | None, positions: Array | None, length
         positions = jnp.broadcast_to(jnp.arange(length - n, length, dtype=jnp.int32), items.shape)
     if segments is None:
         segments = jnp.where(items >= 0, 0, -1).astype(jnp.int32)
+    check_ids("positions", positions, length)
+    check_ids("segments", segments, np.iinfo(np.int32).max)
     return jnp.asarray(segments, jnp.int32), jnp.asarray(positions, jnp.int32)

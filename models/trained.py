@@ -42,8 +42,19 @@ class Blueprint:
 
     @classmethod
     def of(cls, network: type[nnx.Module], **settings: Any) -> Blueprint:
-        """With lists as tuples, so that two of the same are equal."""
-        return cls(network.__name__, tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in settings.items()))
+        """With lists as tuples and dtypes by name, so that two of the same are equal, and can be saved.
+
+        Raises:
+            ValueError: A class that is none of `models`, by whose names models are saved.
+        """
+        from .. import models
+
+        if getattr(models, network.__name__, None) is not network:
+            raise ValueError(
+                f"{network.__name__} is none of affinax.models, by whose names models are saved; "
+                "training.gradient trains a network of your own"
+            )
+        return cls(network.__name__, tuple((name, _plain(name, value)) for name, value in settings.items()))
 
     def build(self, key: PRNGKeyArray, **more: Any) -> Any:
         """The network, with parameters drawn from a key, but for those among further arguments."""
@@ -53,6 +64,15 @@ class Blueprint:
         from .. import models
 
         return getattr(models, self.network)(**(dict(self.settings) | more), rngs=nnx.Rngs(params=key))
+
+
+def _plain(name: str, value: Any) -> Any:
+    if name in ("dtype", "param_dtype") and value is not None:
+        try:
+            return jnp.dtype(value).name
+        except TypeError as error:
+            raise ValueError(f"{name}={value!r} is no dtype") from error
+    return tuple(value) if isinstance(value, list) else value
 
 
 @functools.partial(jax.jit, static_argnums=0)

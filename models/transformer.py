@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int32, PRNGKeyArray
 
-from ..kernels.attention import attention
+from ..kernels.attention import AttentionImplementation, attention
 from ..kernels.op import Implementation
 from .layers import Dense, Initializer, Linear, dropped
 
@@ -34,6 +34,7 @@ class SelfAttention(nnx.Module):
         dtype: Any,
         param_dtype: Any,
         implementation: Implementation,
+        attention_implementation: AttentionImplementation | None = None,
         rngs: nnx.Rngs,
     ):
         if head_width is None and width % heads:
@@ -45,7 +46,7 @@ class SelfAttention(nnx.Module):
         self.inputs = Linear(width, 3 * heads * inner, **shared)  # queries, keys and values
         self.output = Linear(heads * inner, width, kernel_init=output_init, **shared)
         self.heads, self.causal, self.rotary = heads, causal, rotary
-        self.implementation: Implementation = implementation
+        self.implementation: AttentionImplementation = attention_implementation or implementation
 
     def __call__(
         self,
@@ -54,7 +55,8 @@ class SelfAttention(nnx.Module):
         positions: Array,
         maps: list[Array] | None = None,
     ) -> Float[Array, "*batch length width"]:
-        heads = self.inputs(x).reshape(*x.shape[:-1], 3, self.heads, -1)
+        heads = self.inputs(x)
+        heads = heads.reshape(*x.shape[:-1], 3, self.heads, heads.shape[-1] // (3 * self.heads))
         queries, keys, values = (heads[..., part, :, :] for part in range(3))
         if self.rotary:
             queries, keys = rotated(queries, positions), rotated(keys, positions)
@@ -62,7 +64,7 @@ class SelfAttention(nnx.Module):
         if maps is not None:
             maps.append(attend(queries, keys, one_hot_values(keys), segments))
         found = attend(queries, keys, values, segments)
-        return self.output(found.reshape(*x.shape[:-1], -1))
+        return self.output(found.reshape(*x.shape[:-1], self.heads * found.shape[-1]))
 
 
 class Block(nnx.Module):
@@ -84,10 +86,12 @@ class Block(nnx.Module):
         dtype: Any,
         param_dtype: Any,
         implementation: Implementation,
+        attention_implementation: AttentionImplementation | None = None,
         rngs: nnx.Rngs,
     ):
         shared = {"dtype": dtype, "param_dtype": param_dtype, "implementation": implementation, "rngs": rngs}
         turned = {"causal": causal, "rotary": rotary, "head_width": head_width}
+        turned |= {"attention_implementation": attention_implementation}
         self.attention = SelfAttention(width, heads, **turned, output_init=init, **shared)
         self.dense = Dense([width, hidden, width], activation=activation, linear_end=True, kernel_init=init, **shared)
         self.norms = nnx.List(layer_norm(width, dtype, param_dtype, rngs) for _ in range(2))
@@ -130,6 +134,7 @@ class Encoder(nnx.Module):
         activation: Between the dense layers.
         dropout: On what blocks begin with, and on what each part adds.
         dtype, param_dtype, implementation: See `layers.Linear`.
+        attention_implementation: Of `kernels.attention` alone; `implementation` if None.
         rngs: Random numbers.
 
     Raises:
@@ -157,6 +162,7 @@ class Encoder(nnx.Module):
         dtype: Any,
         param_dtype: Any,
         implementation: Implementation,
+        attention_implementation: AttentionImplementation | None,
         rngs: nnx.Rngs,
     ):
         for name, number in {
@@ -185,6 +191,7 @@ class Encoder(nnx.Module):
             "dtype": dtype,
             "param_dtype": param_dtype,
             "implementation": implementation,
+            "attention_implementation": attention_implementation,
             "rngs": rngs,
         }
         self.blocks = nnx.List(Block(width, heads, hidden, **settings) for _ in range(1 if share else blocks))

@@ -142,6 +142,28 @@ def test_modalities_are_left_out_in_training_but_never_all():
     np.testing.assert_allclose(seen / seen.sum(), [0.24, 0.24, 0.52], atol=0.1)
 
 
+def test_names_of_modalities_are_free():
+    x = np.ones((2, 2), np.float32)
+    for name in ("keys", "items", "values", "get", "pop"):
+        model = models.FusionTransformer({name: 2}, ids={"update": [3]}, width=4, rngs=nnx.Rngs(0))
+        assert np.isfinite(model({name: x, "update": np.array([[0], [2]])})).all()
+
+
+@each_fusion
+def test_what_is_missing_may_be_anything(fusion):
+    model, odd = made(fusion), dict(INPUTS, text=INPUTS["text"].copy())
+    odd["text"][1] = np.nan
+    expected, lists = model(INPUTS, where=WHERE), {name: there.tolist() for name, there in WHERE.items()}
+    np.testing.assert_allclose(model(odd, where=lists), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(forward(model, odd, where=WHERE), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_of_no_examples():
+    for fusion in ("attention", "gated", "late"):
+        none = {name: array[:0] for name, array in INPUTS.items()}
+        assert made(fusion)(none).shape == (0, WIDTH)
+
+
 def test_inputs_that_no_vector_comes_of():
     model = made("attention")
     broken = INPUTS["text"].copy()
@@ -176,6 +198,11 @@ def test_inputs_that_no_vector_comes_of():
 
 
 # Raw signals
+
+
+def test_one_text_is_not_several():
+    with pytest.raises(FeatureError, match="is one text, and several are wanted"):
+        hashed_texts("abc")
 
 
 def test_texts_are_near_by_their_words():

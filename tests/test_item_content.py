@@ -298,6 +298,27 @@ def test_a_recommender_saves_and_loads_what_it_knows_of_items(tmp_path):
                 loaded.fold_in([7, 15])
 
 
+def test_items_of_which_nothing_is_known_are_not_recommended():
+    """Neither an event nor a value, or one that no met item has: training has them among what is not next."""
+    rng = np.random.default_rng(0)
+    items = (rng.integers(0, 38, 100)[:, None] + np.arange(6)) % 38
+    users, times = np.repeat(np.arange(100), 6), np.tile(np.arange(6), 100)
+    x = Sequences.from_events(users, items.ravel(), times, n_items=40)
+    x = replace(x, item_features=pl.DataFrame({"kind": [f"k{i % 4}" for i in range(38)] + [None, "zz"]}))
+    quick = {"width": 16, "length": 8, "batch_size": 8, "learning_rate": 0.01, "content": ["kind"]}
+    model, _ = fit(models.sequence_retriever(models.SASRec, **quick), x, key=jax.random.key(0), epochs=20)
+    assert not np.isin(recommend(model, np.arange(100), k=5)[0], [38, 39]).any()
+
+
+@pytest.mark.parametrize("name", ["item", "codes"])
+def test_names_that_are_not_free(name):
+    x = Sequences.from_events([0, 0], [0, 1])
+    x = replace(x, item_features=pl.DataFrame({name: ["a", "b"]}))
+    algorithm = models.sequence_retriever(models.SASRec, **(QUICK | {"content": [name], "batch_size": 1}))
+    with pytest.raises(FeatureError, match=f"column '{name}' cannot be content"):
+        fit(algorithm, x, key=jax.random.key(0), steps=1)
+
+
 def test_content_needs_a_side_table():
     x, _, _ = groups()
     bare = replace(x, item_features=None)
@@ -328,7 +349,7 @@ def test_settings_out_of_range(options, message):
     for build in (lambda **o: models.sequence_retriever(models.SASRec, **o), models.tower_retriever):
         with pytest.raises(ValueError, match=message):
             build(**options)
-    with pytest.raises(ValueError, match="must be a class, such as models"):
+    with pytest.raises(ValueError, match="must be a network on sequences"):
         models.sequence_retriever("sasrec")
 
 

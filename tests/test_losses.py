@@ -170,6 +170,16 @@ def test_nothing_to_average():
     assert np.isnan(masked(np.zeros(N, bool)))
 
 
+def test_shapes_that_would_be_broadcast():
+    for loss in (losses.squared_error, losses.huber):
+        with pytest.raises(ValueError, match=r"targets has shape \[3\] and must have \[3, 1\]"):
+            loss(jnp.zeros((3, 1)), jnp.zeros(3))
+    with pytest.raises(ValueError, match=r"labels has shape \[3\] and must have \[3, 1\]"):
+        losses.binary_cross_entropy(jnp.zeros((3, 1)), jnp.zeros(3))
+    with pytest.raises(ValueError, match=r"positive has shape \[3\] and must have \[\]"):
+        losses.bpr(jnp.zeros(3), jnp.zeros(3))
+
+
 def test_labels_out_of_range():
     with pytest.raises(ValueError, match=r"labels must be in \[0, 1\]; they reach from 0 to 5"):
         losses.binary_cross_entropy(jnp.zeros(2), jnp.array([0.0, 5.0]))

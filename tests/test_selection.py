@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from affinax.engine.data import InteractionError, Interactions
+from affinax import models
+from affinax.engine.data import InteractionError, Interactions, Sequences
 from affinax.engine.errors import DivergenceError
 from affinax.engine.evaluation import evaluate, evaluate_ratings
 from affinax.engine.factorization import Algorithm, Info, biased_mf, bpr, explicit_als, fit, implicit_als
@@ -184,6 +185,20 @@ def test_what_is_trained_by_batches(parts):
     assert found.trials[-1].outcome == "diverged"
     assert 1 <= found.best.step <= 15
     assert found.refit().n_users == train.n_users
+
+
+def test_sequences_and_settings_of_a_network():
+    rng = np.random.default_rng(0)
+    users, times = np.repeat(np.arange(30), 6), np.tile(np.arange(6), 30)
+    x = Sequences.from_events(users, (rng.integers(0, 9, 30)[:, None] + np.arange(6)).ravel() % 9, times)
+    train, validation = x.leave_last()
+    build = functools.partial(models.sequence_retriever, models.SASRec, width=8, length=6, batch_size=4)
+    grid = {"sasrec": {"learning_rate": [1e-5, 0.01], "dropout": [0.0]}}
+    found = select({"sasrec": build}, grid, train, validation, key=jax.random.key(0), steps=6, progress=False)
+    assert found.best.parameters == {"learning_rate": 0.01, "dropout": 0.0}
+    refitted = found.refit(progress=False)
+    assert refitted.history.nnz == len(x)
+    np.testing.assert_array_equal(refitted.history.indices, x.items)
 
 
 def test_the_winner_is_refitted_on_both_parts(parts, rated):

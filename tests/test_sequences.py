@@ -204,8 +204,9 @@ def test_times_come_where_they_are_asked_for():
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"length": 0}, "length=0 must be at least 1"),
-        ({"negatives": -1}, "negatives=-1 at least 0"),
+        ({"length": 0}, "length=0 must be a whole number, at least 1"),
+        ({"length": 2.5}, "length=2.5 must be a whole number"),
+        ({"negatives": -1}, "negatives=-1 must be a whole number, at least 0"),
         ({"mask_share": 1.0}, r"mask_share=1.0 must be in \(0, 1\)"),
         ({"objective": "all"}, "objective='all' must be one of"),
         ({"layout": "ragged"}, "layout='ragged' must be one of"),
@@ -279,6 +280,16 @@ def test_events_that_cannot_be_read(options, error, message):
         read_sequences(EVENTS, **options)
 
 
+def test_no_events_and_times_far_apart():
+    none = Sequences.from_events([1], [3], [5]).select(np.array([False]))
+    assert none.since_first().shape == (0,)
+    with pytest.raises(InteractionError, match="no events: at least two are needed"):
+        none.split_at_time()
+    far = Sequences.from_events([0, 0], [0, 1], [-(2**62) - 2**61, 2**62 + 2**61])
+    with pytest.raises(InteractionError, match="span 13,835,058,055,282,163,712, more than int32 holds"):
+        far.since_first()
+
+
 def test_missing_times():
     gap = EVENTS.with_columns(pl.Series("time", [4, None, 1, 2, 3]))
     with pytest.raises(InteractionError, match=r"row 1: time is missing.*missing=\"drop\""):
@@ -298,6 +309,19 @@ def test_the_command_line_keeps_repetitions(run, tmp_path):
     assert status == 0
     assert "120 rows, 20 users, 6 items" in text
     assert run("recommend", tmp_path / "model", "--user", "3")[0] == 0
+    both = ["--duplicates", "keep", "--algorithm", "sasrec"]
+    few = ["--set", "sasrec.width=8", "--set", "sasrec.length=6", "--set", "sasrec.epochs=1"]
+    options = ["--algorithm", "popularity", *few, "-k", "2", "--split", "leave-last"]
+    status, text, error = run("evaluate", tmp_path / "plays.csv", *both, *options)
+    assert status == 0, error
+    assert "split at the last 1 of each user" in text
+    assert "100 events to train on" in text
+    grid = ["--grid", "width=4,8", "--epochs", "1", "--split", "leave-last"]
+    status, text, error = run("tune", tmp_path / "plays.csv", *both, *grid)
+    assert status == 0, error
+    assert "--duplicates keep" in text
+    assert "sequences" in run("tune", tmp_path / "plays.csv", *both, "--algorithm", "bpr")[2]
+    assert "--split random" in run("evaluate", tmp_path / "plays.csv", *both, "--split", "random")[2]
     status, _, error = run(*fit, "--duplicates", "keep", "--user-features", tmp_path / "items.csv")
     assert status != 0
     assert "sequences have a table of their items alone" in error

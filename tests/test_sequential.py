@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,14 +12,16 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from affinax import models
+from affinax import Recommender, models
 from affinax.engine.data import InteractionError, Interactions, Sequences
+from affinax.engine.errors import CheckpointError
 from affinax.engine.evaluation import evaluate
 from affinax.engine.factorization import fit
 from affinax.engine.retrieval import fold_in, recommend, similar_items, with_history
 from affinax.engine.training import gradient_step
 from affinax.engine.training.gradient_descent import start_training
 from affinax.kernels.cross_entropy import cross_entropy
+from affinax.kernels.csr import CSR
 from affinax.models.transformer import rotated
 
 from . import naive
@@ -168,6 +172,24 @@ def test_one_example_and_a_batch(name):
 
 
 @each_model
+def test_a_short_row_is_the_end_of_a_long_one(name):
+    model, more = made(name)
+    model, short = stirred(model), {key: array[0, 3:] for key, array in more.items()}
+    long = {key: array[0] for key, array in more.items()}
+    np.testing.assert_allclose(
+        forward(model, ITEMS[0, 3:], **short), forward(model, ITEMS[0], **long)[3:], rtol=1e-4, atol=1e-5
+    )
+
+
+@each_model
+def test_a_batch_of_nothing(name):
+    model, more = made(name)
+    for shape in ((0, LENGTH), (2, 0)):
+        none = {key: np.zeros(shape, np.int32) for key in more}
+        assert forward(model, np.zeros(shape, np.int32), **none).shape == (*shape, 8)
+
+
+@each_model
 def test_several_sequences_in_a_row_are_those_alone(name):
     model, more = made(name)
     model = stirred(model)
@@ -268,6 +290,8 @@ def test_rotary_positions_count_distances():
         (lambda r: models.HSTU(5, width=5, heads=2, rngs=r), "or inner given"),
         (lambda r: models.HSTU(5, length=0, rngs=r), "length=0 must be at least 1"),
         (lambda r: models.HSTU(5, dropout=-0.1, rngs=r), "dropout=-0.1 must be in"),
+        (lambda r: models.HSTU(5, inner=0, rngs=r), "inner=0 must be at least 1"),
+        (lambda r: models.SASRec(3.5, rngs=r), r"sizes=\[3.5\] must be whole numbers"),
         (
             lambda r: models.SASRec(5, length=3, rngs=r)(jnp.zeros(4, jnp.int32)),
             "longer than the 3 positions",
@@ -279,6 +303,26 @@ def test_rotary_positions_count_distances():
 def test_models_that_cannot_be(build, message):
     with pytest.raises(ValueError, match=message):
         build(nnx.Rngs(0))
+
+
+def test_attention_by_an_implementation_of_its_own():
+    own = {"attention_implementation": "interpret"}
+    for name in ("SASRec", "BERT4Rec"):
+        np.testing.assert_allclose(
+            forward(made(name, **own)[0], ITEMS), forward(made(name)[0], ITEMS), rtol=1e-4, atol=1e-4
+        )
+    with pytest.raises(NotImplementedError, match="biases of distance and time are not looked up"):
+        made("HSTU", **own)[0](ITEMS)
+
+
+def test_foreign_places_and_times():
+    model = made("SASRec")[0]
+    with pytest.raises(InteractionError, match=rf"positions: id 9 at \[2\] is outside \[0, {LENGTH}\)"):
+        model(ITEMS[1, :3], positions=np.array([0, 1, 9]))
+    with pytest.raises(InteractionError, match="segments are float32"):
+        model(ITEMS[1, :3], segments=np.zeros(3, np.float32))
+    with pytest.raises(InteractionError, match="times are float32 and must be int32"):
+        made("HSTU with times")[0](ITEMS, times=TIMES.astype(np.float32))
 
 
 def test_foreign_items():
@@ -403,6 +447,106 @@ def test_newcomers_are_read_in_order():
     assert np.isfinite(recommend(model, [0], k=3, history=empty)[1]).all()
 
 
+def repeating():
+    """After an item four times comes 6, after it once 7."""
+    events = [np.array([a] * 4 + [5, 6] if again else [a, 5, 7]) for a in range(5) for again in (0, 1)] * 20
+    users = np.repeat(np.arange(len(events)), [len(own) for own in events])
+    return Sequences.from_events(users, np.concatenate(events), n_items=8)
+
+
+def test_repetitions_of_a_newcomer_count():
+    quick = {"width": 16, "length": 8, "epochs": 40, "batch_size": 8, "learning_rate": 0.01, "dropout": 0.0}
+    recommender = Recommender("sasrec", **quick).fit(repeating())
+    for history, after in (([0, 0, 0, 0, 5], 6), ([0, 5], 7)):
+        x = Sequences.from_events([0] * len(history), history, n_items=8)
+        assert int(recommend(recommender.model, [0], k=1, history=x)[0][0, 0]) == after
+        assert recommender.recommend(history=history, k=1, exclude_seen=False)["item"].to_list() == [after]
+        np.testing.assert_array_equal(recommender.fold_in(history), fold_in(recommender.model, x)[0])
+
+
+def test_a_newcomer_has_times_where_they_are_read():
+    quick = {"width": 8, "length": 8, "epochs": 1, "times": True}
+    recommender = Recommender("hstu", **quick).fit(cycles())
+    with pytest.raises(InteractionError, match="this hstu reads times: give times="):
+        recommender.recommend(history=[3, 4])
+    x = Sequences.from_events([0, 0], [3, 4], [5, 86_405], n_items=23)
+    expected = recommend(recommender.model, [0], k=5, history=x, seen=x)[0][0]
+    assert recommender.recommend(history=[3, 4], times=[5, 86_405], k=5)["item"].to_list() == expected.tolist()
+    assert recommender.recommend(history=[4, 3], times=[86_405, 5], k=5)["item"].to_list() == expected.tolist()
+    days = np.array(["2026-01-01T00:00:05", "2026-01-02T00:00:05"], "datetime64[s]")
+    assert recommender.recommend(history=[3, 4], times=days, k=5)["item"].to_list() == expected.tolist()
+    with pytest.raises(InteractionError, match="columns must have one length"):
+        recommender.recommend(history=[3, 4], times=[5])
+    with pytest.raises(ValueError, match="times are those of a history"):
+        recommender.recommend(0, times=[5])
+
+
+def test_rows_that_are_no_histories():
+    model, _ = fit(ALGORITHMS["SASRec"], cycles(), key=jax.random.key(0), steps=1)
+    for indptr, items, message in (
+        ([0, 2], [-7, 3], r"item -7 is outside \[0, 23\)"),
+        ([0, 5], [2, 3], "indptr must ascend from 0 to 2"),
+        ([0, 2, 1], [2, 3], "indptr must ascend from 0 to 2"),
+    ):
+        rows = CSR(jnp.array(indptr, jnp.int32), jnp.array(items, jnp.int32), jnp.ones(1))
+        with pytest.raises(InteractionError, match=message):
+            fold_in(model, rows)
+
+
+@pytest.mark.parametrize("name", ["SASRec", "HSTU"])
+def test_training_goes_on_with_other_users(name):
+    """A state answers by the histories of the data that it is trained on."""
+    x = cycles()
+    model, _ = fit(ALGORITHMS[name], x, key=jax.random.key(0), steps=1)
+    more = Sequences.from_events([0, 0, 0, 1, 1], [5, 6, 7, 3, 4], [1, 2, 3, 1, 2], n_users=2, n_items=23)
+    more_settings = {"times": True, "temperature": 0.1} if name == "HSTU" else {}
+    small = models.sequence_retriever(getattr(models, name), **(QUICK | {"batch_size": 1} | more_settings))
+    again, _ = fit(small, more, key=jax.random.key(0), steps=1, state=model)
+    assert again.n_users == 2
+    np.testing.assert_array_equal(again.history.indices, more.items)
+    fewer = Sequences.from_events([0, 0, 0], [1, 2, 1], [1, 2, 3])
+    with pytest.raises(InteractionError, match="the state has 23 items and the data 3"):
+        fit(small, fewer, key=jax.random.key(0), steps=1, state=model)
+
+
+def test_a_run_of_other_settings_or_data_is_refused(tmp_path):
+    def go(x=None, steps=2, **options):
+        algorithm = models.sequence_retriever(models.SASRec, **(QUICK | options))
+        x = cycles() if x is None else x
+        return fit(algorithm, x, key=jax.random.key(0), steps=steps, checkpoint=tmp_path / "run")[1].loss
+
+    first = go()
+    np.testing.assert_array_equal(go(heads=1, steps=3)[:2], first)  # which is the default
+    for options, message in (
+        ({"loss": "gbce", "negatives": 4}, "loss=softmax; this one has loss=gbce"),
+        ({"temperature": 2.0}, "temperature=1.0; this one has temperature=2.0"),
+        ({"learning_rate": 0.1}, "learning_rate=0.01; this one has learning_rate=0.1"),
+        ({"dropout": 0.5}, "dropout=0.0; this one has dropout=0.5"),
+        ({"norm": "post"}, "is of another model"),
+        ({"layout": "padded"}, "examples=.*; this one has"),
+        ({"x": replace(cycles(), items=cycles().items[::-1].copy())}, "data=.*; this one has data="),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            go(steps=4, **options)
+
+
+def test_sequences_are_left_out_of_answers():
+    known, test = cycles().leave_last()
+    model, _ = fit(ALGORITHMS["SASRec"], known, key=jax.random.key(0), steps=1)
+    found = evaluate(model, test, train=known)
+    assert found.means == evaluate(model, test, train=known.interactions()).means
+
+
+def test_a_trained_network_is_saved_without_its_optimizer(tmp_path):
+    settings = {"width": 8, "length": 6, "dtype": jnp.bfloat16}
+    recommender = Recommender("sasrec", width=8, length=6, epochs=1).fit(cycles())
+    model, _ = fit(models.sequence_retriever(models.SASRec, **settings), cycles(), key=jax.random.key(0), steps=2)
+    other = recommender.with_model(model)
+    other.save(tmp_path / "model")
+    loaded = Recommender.load(tmp_path / "model")
+    assert loaded.recommend([3, 4], k=5).equals(other.recommend([3, 4], k=5))
+
+
 def test_networks_that_read_times_need_them():
     model, _ = fit(ALGORITHMS["HSTU"], cycles(), key=jax.random.key(0), steps=1)
     bare = Sequences.from_events([0, 0], [3, 4], n_items=23)
@@ -422,9 +566,26 @@ def test_networks_that_read_times_need_them():
         ({"learning_rate": 0.0}, "learning_rate=0.0 must be above 0"),
         ({"l2": -1.0}, "l2=-1.0 must be at least 0"),
         ({"layout": "ragged"}, "layout='ragged' must be one of"),
+        ({"temperature": float("inf")}, "temperature=inf must be above 0, and finite"),
+        ({"popularity": float("nan")}, "popularity=nan must be at least 0"),
+        ({"calibration": 2.0}, r"calibration=2.0 must be in \[0, 1\]"),
+        ({"negatives": 1.5}, "negatives=1.5 must be a whole number"),
+        ({"optimizer": "adam"}, "must be an optax.GradientTransformation"),
+        ({"dtype": "foo"}, "dtype='foo' is no dtype"),
+        ({"n_items": 5}, "n_items is no setting"),
         ({"heads": 3}, "must be divisible by heads=3"),
     ],
 )
 def test_settings_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         models.sequence_retriever(models.SASRec, **options)
+
+
+def test_classes_that_are_no_networks_on_sequences():
+    class Mine(models.SASRec):
+        pass
+
+    with pytest.raises(ValueError, match=r"Mine is none of affinax\.models, by whose names models are saved"):
+        models.sequence_retriever(Mine)
+    with pytest.raises(ValueError, match="must be a network on sequences"):
+        models.sequence_retriever(models.MLP)

@@ -62,7 +62,7 @@ def read_interactions(
             the message names the file and the line.
         FileNotFoundError: No such file.
     """
-    return clean(read_table(path, columns, separator, header), **cleaning)
+    return clean(_read_table(path, columns, separator, header), **cleaning)
 
 
 def read_sequences(
@@ -93,7 +93,7 @@ def read_sequences(
     ['rye', 'tea', 'tea']
     """
     if isinstance(source, str | Path):
-        source, columns = read_table(source, columns, separator, header), None
+        source, columns = _read_table(source, columns, separator, header), None
     elif separator is not None or header is not None:
         raise ValueError(f"{separator=} and {header=} are of files")
     found = encoded(source, columns=columns, **cleaning)
@@ -104,7 +104,7 @@ def read_sequences(
     return replace(x, notes=tuple(notes))
 
 
-def read_table(path: str | Path, columns: Columns | None, separator: str | None, header: bool | None) -> Table:
+def _read_table(path: str | Path, columns: Columns | None, separator: str | None, header: bool | None) -> Table:
     """The rows of a file; see `read_interactions`."""
     path = Path(path)
     data = path.read_bytes()

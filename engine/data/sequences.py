@@ -168,14 +168,17 @@ class Sequences:
         """
         if self.timestamps is None:
             raise InteractionError("these sequences have no timestamps, and what reads times needs them")
+        if not len(self):
+            return np.zeros(0, np.int32)
         times = self.timestamps.astype(np.int64)
         if (times != self.timestamps).any():
             first = int(np.argmax(times != self.timestamps))
             raise InteractionError(f"time {self.timestamps[first]} is no whole number; scale the timestamps first")
-        since = times - np.repeat(times[np.minimum(self.indptr[:-1], len(self) - 1)], self.lengths)
-        if since.max(initial=0) > np.iinfo(np.int32).max:
-            raise InteractionError(f"a user's times span {since.max():,}, more than int32 holds; use a larger unit")
-        return since.astype(np.int32)
+        begins = np.repeat(times[np.minimum(self.indptr[:-1], len(self) - 1)], self.lengths)
+        span = (times.astype(np.float64) - begins).max()  # which int64 may not hold either
+        if span > np.iinfo(np.int32).max:
+            raise InteractionError(f"a user's times span {span:,.0f}, more than int32 holds; use a larger unit")
+        return (times - begins).astype(np.int32)
 
     def interactions(self) -> Interactions:
         """The pairs of a user and an item, each once, with the time of the last."""
@@ -243,6 +246,8 @@ class Sequences:
         check_fraction("fraction", fraction)
         if self.timestamps is None:
             raise InteractionError("split_at_time needs timestamps, and these sequences have none; try leave_last")
+        if not len(self):
+            raise InteractionError("no events: at least two are needed")
         n_train = min(max(1, len(self) - round(fraction * len(self))), max(len(self) - 1, 1))
         cut = np.partition(self.timestamps, n_train - 1)[n_train - 1]
         return self._parts(self.timestamps > cut, f"time {cut}")

@@ -44,6 +44,8 @@ def hashed_texts(texts: Sequence[str | None], width: int = 256, *, idf: bool = T
     """
     if width < 1:
         raise ValueError(f"{width=} must be at least 1")
+    if isinstance(texts, str):
+        raise FeatureError(f"{texts=} is one text, and several are wanted: give [text]")
     grams: list[list[int]] = []
     for place, text in enumerate(texts):
         if text is not None and not isinstance(text, str):

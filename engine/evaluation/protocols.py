@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..data.interactions import Interactions
+from ..data.sequences import Sequences
 from ..errors import InteractionError
 from ..retrieval.filters import as_seen
 from ..retrieval.search import predict, recommend
@@ -70,7 +71,7 @@ def evaluate(
     model: Any,
     test: Interactions,
     *,
-    train: Interactions | None = None,
+    train: Interactions | Sequences | None = None,
     k: int = 10,
     names: Sequence[str] = tuple(metrics.RANKING),
 ) -> Evaluation:
@@ -94,6 +95,7 @@ def evaluate(
         ValueError: An unknown metric or k below 1.
     """
     _check_names(names)
+    train = train.interactions() if isinstance(train, Sequences) else train
     users, untested = _tested_users(test, train)
     _check_model(model, test)
     if train is not None and _all_in(test, train):
@@ -110,7 +112,7 @@ def evaluate_sampled(
     model: Any,
     test: Interactions,
     *,
-    train: Interactions,
+    train: Interactions | Sequences,
     n_negatives: int = 99,
     k: int = 10,
     seed: int = 0,
@@ -140,6 +142,7 @@ def evaluate_sampled(
     _check_names(names)
     if n_negatives < 1:
         raise ValueError(f"{n_negatives=} must be at least 1")
+    train = train.interactions() if isinstance(train, Sequences) else train
     users, untested = _tested_users(test, train)
     _check_model(model, test)
     rng = np.random.default_rng(seed)

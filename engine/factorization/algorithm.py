@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -22,15 +23,17 @@ class Algorithm(NamedTuple):
             step by a batch gives the state back as it was where a number is not finite; else `fit` sees to that.
         name: What messages call it.
         batches: `batches(data, seed) -> training.Batches` where a step takes a batch; None where it takes all the data.
-        resume: `resume(state) -> state` makes a model that lacks what only training needs, such as one that was pruned,
-            a state to go on from; None where nothing can be lacking.
+        resume: `resume(state, data) -> state` makes a model a state to go on from: with what only training needs, which
+            one that was pruned lacks, and with what it answers by of these data. None where there is neither.
+        settings: What it was built with, as JSON can hold it; see `with_settings`.
     """
 
     init: Callable[[PRNGKeyArray, Any], Any]
     step: Callable[[PRNGKeyArray, Any, Any], tuple[Any, Info]]
     name: str = "algorithm"
     batches: Callable[[Any, np.ndarray], Any] | None = None
-    resume: Callable[[Any], Any] | None = None
+    resume: Callable[[Any, Any], Any] | None = None
+    settings: Mapping[str, Any] = MappingProxyType({})
 
 
 class Info(NamedTuple):

@@ -16,11 +16,13 @@ from ...kernels.op import Implementation
 from .algorithm import Algorithm, Factors, Info
 from .objectives import ExplicitObjective, ImplicitObjective, RankingSgd, RatingSgd, Terms
 from .parts import check_shape_parameters, info_of, random_rows, require_at_least, scalar
+from .settings import with_settings
 
 Objective = ExplicitObjective | ImplicitObjective | RatingSgd
 _RowSolver = Callable[[CSR, Array, Terms, Objective, Array], least_squares.Solution]
 
 
+@with_settings
 def implicit_als(
     rank: int,
     *,
@@ -109,6 +111,7 @@ def _implicit_step(solve: _RowSolver) -> Callable[..., tuple[Factors, Info]]:
     return step
 
 
+@with_settings
 def explicit_als(
     rank: int,
     *,

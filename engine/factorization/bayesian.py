@@ -19,6 +19,7 @@ from .algorithm import Algorithm, Info
 from .als import joined
 from .gibbs import RowPrior, RowSystem, draw_prior, draw_rows, prior_means, prior_shapes, solved_rows
 from .parts import check_shape_parameters, info_of, random_rows, require_at_least, scalar
+from .settings import with_settings
 
 
 class Chain(NamedTuple):
@@ -100,6 +101,7 @@ class BayesianFactors(NamedTuple):
         return (entries(rows)[1] - self.mean) / self.scale
 
 
+@with_settings
 def bayesian_mf(
     rank: int, *, samples: int = 100, init_std: float = 1.0, implementation: Implementation = "auto"
 ) -> Algorithm:

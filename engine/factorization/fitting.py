@@ -23,7 +23,7 @@ from ..errors import CompressionError, DivergenceError
 from ..prefetch import Prefetch
 from ..progress import Progress
 from .algorithm import Algorithm, Info
-from .run import Run, SavedRun, key_in_words
+from .run import Run, SavedRun, data_in_words, key_in_words
 from .stepping import Steps
 
 
@@ -96,7 +96,8 @@ def fit(
         CompressionError: A quantized `state`.
         InteractionError: Batches of different shapes, or what the algorithm cannot cut batches of.
         DivergenceError: A number that is not finite; names step, side and row, and holds the state before it.
-        CheckpointError: The folder holds something else, or a run of another algorithm, model or key.
+        CheckpointError: The folder holds something else, or a run of another algorithm, model or key, of other
+            settings, or on other data.
         TypeError: Neither `Interactions` nor their `to_device()`, nor what the batches are cut of.
         ValueError: `steps`, `patience` or one of the intervals below 1, or both or neither of `steps` and `epochs`.
     """
@@ -123,12 +124,13 @@ def fit(
     else:
         if any(map(is_quantized, jax.tree.leaves(state, is_leaf=is_quantized))):
             raise CompressionError("the state is quantized, which leaves nothing to train: dequantize it first")
-        start = state if algorithm.resume is None else algorithm.resume(state)
+        start = state if algorithm.resume is None else algorithm.resume(state, interactions)
     run = Run(*jax.tree.flatten(jax.tree.map(huge_pages.copy, start)))
     saved = None
     if checkpoint is not None:
         settings = {"algorithm": algorithm.name, "key": key_in_words(key), "examples": source.examples}
         settings |= {"batch_size": source.size, "validate_every": every if validate else None}
+        settings = {**settings, "data": data_in_words(interactions), **algorithm.settings, **settings}
         saved = SavedRun(Path(checkpoint), settings)
         run = saved.restored(run)
     first = len(run.losses) + 1

@@ -16,11 +16,13 @@ from ...kernels.op import Implementation
 from .algorithm import Algorithm, Factors, Info
 from .objectives import BprSgd, LogisticSgd, RankingSgd, SoftmaxSgd
 from .parts import check_shape_parameters, require_at_least, scalar
+from .settings import with_settings
 from .sgd import Execution, epoch, execution_of, objective_with, start
 
 _STAGES, _LEAST_POOL = 16, 64  # of an epoch; and items that negatives are drawn from
 
 
+@with_settings
 def bpr(
     rank: int,
     *,
@@ -71,6 +73,7 @@ def bpr(
     return _ranking("BPR", rank, init_std, objective, popularity_exponent, step, execution)
 
 
+@with_settings
 def logistic_mf(
     rank: int,
     *,
@@ -102,6 +105,7 @@ def logistic_mf(
     return _ranking("logistic MF", rank, init_std, objective, popularity_exponent, step, execution)
 
 
+@with_settings
 def softmax_mf(
     rank: int,
     *,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from jaxtyping import PRNGKeyArray
 
 from ...kernels import huge_pages
 from ..checkpoint import latest_step, read_manifest, restore_checkpoint, save_checkpoint
+from ..data.interactions import Interactions
+from ..data.sequences import Sequences
 from ..errors import CheckpointError
 
 _KEPT = ("losses", "seconds", "scores", "validated", "waited")  # beside the arrays
@@ -89,7 +92,7 @@ class SavedRun:
         content = read_manifest(self.folder)["content"]
         settings = content.get("settings", {})
         for name, mine in self.settings.items():
-            theirs = settings.get(name)
+            theirs = settings.get(name, mine)  # one of an earlier version does not say all
             if theirs != mine:
                 raise CheckpointError(
                     f"{self.folder} holds a run with {name}={theirs}; this one has {name}={mine}. "
@@ -100,6 +103,16 @@ class SavedRun:
         # Copied to where a step may consume it.
         state = jax.tree.map(huge_pages.copy, state)
         return Run(*jax.tree.flatten(state["state"]), state.get("best"), **{name: content[name] for name in _KEPT})
+
+
+def data_in_words(data: Any) -> str | None:
+    """A digest of interactions or sequences, to tell those of the same number apart; None of other data."""
+    if not isinstance(data, Interactions | Sequences):
+        return None
+    digest = hashlib.blake2b(digest_size=16)
+    for array in (data.indptr, data.items, data.timestamps, getattr(data, "values", None)):
+        digest.update(b"none" if array is None else np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def key_in_words(key: PRNGKeyArray) -> str:

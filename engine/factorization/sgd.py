@@ -16,6 +16,7 @@ from . import minibatch
 from .algorithm import Algorithm, Factors, Info
 from .objectives import BprSgd, LogisticSgd, RankingSgd, RatingSgd, SoftmaxSgd
 from .parts import check_shape_parameters, info_of, random_rows, require_at_least, scalar
+from .settings import with_settings
 
 _Objective = TypeVar("_Objective", RatingSgd, BprSgd, LogisticSgd, SoftmaxSgd)
 
@@ -29,6 +30,7 @@ class Execution(NamedTuple):
     implementation: Implementation
 
 
+@with_settings
 def biased_mf(
     rank: int,
     *,

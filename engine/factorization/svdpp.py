@@ -19,6 +19,7 @@ from .algorithm import Algorithm, Factors, Info
 from .als import joined, ridge, separated
 from .objectives import RatingSgd
 from .parts import check_shape_parameters, info_of, random_rows, require_at_least, scalar
+from .settings import with_settings
 
 
 class FeedbackFactors(NamedTuple):
@@ -103,6 +104,7 @@ def feedback_of(rows: CSR, feedback: Float[Array, "n_items rank"]) -> Float[Arra
     return total / jnp.sqrt(n)[:, None]
 
 
+@with_settings
 def svd_plus_plus(
     rank: int,
     *,

@@ -169,8 +169,13 @@ def _as_rows(history: Any, n_columns: int, side: str) -> CSR:
         raise InteractionError(
             f"history must be Interactions, Sequences, a scipy matrix or CSR; got {type(history).__name__}"
         )
-    if not isinstance(history.indices, Tracer) and history.nnz:
-        largest = int(np.max(np.asarray(history.indices)))
-        if largest >= n_columns:
-            raise InteractionError(f"history: {side} {largest} is outside [0, {n_columns}), the {side}s of the model")
+    if isinstance(history.indices, Tracer) or isinstance(history.indptr, Tracer):
+        return history
+    indptr, ids = np.asarray(history.indptr), np.asarray(history.indices)
+    if not len(indptr) or indptr[0] != 0 or indptr[-1] > len(ids) or (np.diff(indptr) < 0).any():
+        raise InteractionError(f"history: indptr must ascend from 0 to {len(ids)}, the number of entries, or below")
+    wrong = (ids < 0) | (ids >= n_columns)
+    if wrong.any():
+        first = ids[int(np.argmax(wrong))]
+        raise InteractionError(f"history: {side} {first} is outside [0, {n_columns}), the {side}s of the model")
     return history

@@ -12,6 +12,7 @@ from jaxtyping import Array, Int32, PRNGKeyArray
 
 from ...kernels.embedding import Optimizer, lookup, start_slots, update_rows
 from ..factorization.algorithm import Algorithm, Info
+from ..factorization.settings import with_settings
 from .batches import Batches, Seed
 
 Loss = Callable[[Any, Any, PRNGKeyArray], Array]
@@ -59,6 +60,7 @@ class TrainingState(NamedTuple):
     step: Array
 
 
+@with_settings
 def gradient(
     loss: Loss,
     optimizer: Any,

@@ -54,9 +54,13 @@ def squared_error(
 ) -> Float[Array, ""]:
     """Mean of `(prediction - target)^2`.
 
+    Raises:
+        ValueError: Shapes that differ; so in all that follows.
+
     >>> float(squared_error(jnp.array([1.0, 4.0]), jnp.array([1.0, 2.0])))
     2.0
     """
+    _require_shape("targets", targets, jnp.shape(predictions))
     return weighted_mean(jnp.square(_float32(predictions) - _float32(targets)), weights, where)
 
 
@@ -75,6 +79,7 @@ def huber(
     >>> float(huber(jnp.array([0.5, 3.0]), jnp.zeros(2)))
     1.3125
     """
+    _require_shape("targets", targets, jnp.shape(predictions))
     error = jnp.abs(_float32(predictions) - _float32(targets))
     quadratic = jnp.minimum(error, delta)
     return weighted_mean(0.5 * quadratic**2 + delta * (error - quadratic), weights, where)
@@ -86,11 +91,12 @@ def binary_cross_entropy(
     """Mean of `-y log s(x) - (1 - y) log s(-x)`, s the logistic function and y in [0, 1].
 
     Raises:
-        ValueError: Labels out of range, where they are concrete.
+        ValueError: Labels of another shape, or, where they are concrete, out of range.
 
     >>> round(float(binary_cross_entropy(jnp.array([0.0, 2.0]), jnp.array([1.0, 1.0]))), 4)
     0.41
     """
+    _require_shape("labels", labels, jnp.shape(logits))
     logits, labels = _float32(logits), _float32(labels)
     if not isinstance(labels, Tracer) and not isinstance(where, Tracer):
         counted = np.where(True if where is None else where, labels, 0.0)
@@ -121,6 +127,7 @@ def bpr(
     >>> round(float(bpr(jnp.array([1.0]), jnp.array([[1.0, 1.0]]))), 4)
     0.6931
     """
+    _require_shape("positive", positive, jnp.shape(negative)[:-1])
     losses = jax.nn.softplus(_float32(negative) - _float32(positive)[..., None])
     where = _both(_last(where), negatives_where)
     return weighted_mean(losses, _last(weights), where)
@@ -320,6 +327,12 @@ def cosine_contrastive(
         count = jnp.maximum(jnp.sum(negatives_where, axis=-1).astype(jnp.float32), 1.0)
     losses = 1.0 - _float32(positive) + negative_weight * jnp.sum(excess, axis=-1) / count
     return weighted_mean(losses, weights, where)
+
+
+def _require_shape(name: str, array: Any, shape: tuple[int, ...]) -> None:
+    """An array of another shape would be broadcast, and the mean be that of pairs that are none."""
+    if jnp.shape(array) != shape:
+        raise ValueError(f"{name} has shape {list(jnp.shape(array))} and must have {list(shape)}")
 
 
 def _float32(x: Array) -> Array:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from ..data.interactions import Interactions
+from ..data.sequences import Sequences
 from ..errors import DivergenceError, InteractionError
 from ..evaluation import evaluate, evaluate_ratings
 from ..evaluation.metrics import RANKING
@@ -52,7 +53,7 @@ class Selection:
     trials: tuple[Trial, ...]
     _names: tuple[str, ...] = field(repr=False)
     _algorithms: Mapping[str, Builder] = field(repr=False)
-    _parts: tuple[Interactions, Interactions] = field(repr=False)
+    _parts: tuple[Interactions | Sequences, Interactions] = field(repr=False)
     _key: PRNGKeyArray = field(repr=False)
 
     @property
@@ -89,7 +90,7 @@ class Selection:
 def select(
     algorithms: Mapping[str, Builder],
     grid: Mapping[str, Mapping[str, Sequence[Any]]],
-    train: Interactions,
+    train: Interactions | Sequences,
     validation: Interactions,
     metric: str = "ndcg_at_10",
     *,
@@ -111,7 +112,7 @@ def select(
         algorithms: By name: a function of parameters that returns an `Algorithm`, such as `implicit_als`, or one of
             `interactions` (and a `key`, if it has such a parameter) and parameters that returns a model: `ease`.
         grid: By algorithm, values to try for each parameter; an algorithm without a grid is tried as it is.
-        train: What to train on.
+        train: What to train on; `Sequences` for algorithms that read them.
         validation: What to compare on, of the same shape.
         metric: A ranking metric, such as "ndcg_at_10" or "recall_at_20", over the full catalogue without the training
             items; or "rmse" or "mae" of ratings, of which less is better.
@@ -140,7 +141,8 @@ def select(
     >>> found.best.parameters
     {'rank': 2, 'l2': 0.01}
     """
-    sign, score = _scorer(metric, train, validation)
+    pairs = train.interactions() if isinstance(train, Sequences) else train
+    sign, score = _scorer(metric, pairs, validation)
     foreign = sorted(grid.keys() - algorithms.keys())
     if foreign or not algorithms:
         raise ValueError(f"there is a grid for {foreign}; the algorithms to try are {sorted(algorithms)}")
@@ -153,7 +155,7 @@ def select(
         raise ValueError(f"{steps=}, {patience=} and {memory=} must be at least 1")
     key = jax.random.key(0) if key is None else key
     trials: list[Trial] = []
-    data = train.to_device() if by_step else None
+    data = pairs.to_device() if by_step else None
     if memory is None:
         on_cpu = data is None or all(device.platform == "cpu" for device in data.by_user.indices.devices())
         memory = 1 if on_cpu else _MEMORY
@@ -198,8 +200,10 @@ def _points(name: str, builder: Builder, grid: Mapping[str, Sequence[Any]]) -> l
     if empty:
         raise ValueError(f"the grid of {name}: {empty[0]}={grid[empty[0]]!r} must be a sequence of one value or more")
     known = {n: p for n, p in inspect.signature(builder).parameters.items() if n not in ("interactions", "key")}
+    more = [n for n, p in known.items() if p.kind is p.VAR_KEYWORD]  # such as those of a network
+    known = {n: p for n, p in known.items() if n not in more}
     unknown = sorted(grid.keys() - known.keys())
-    if unknown:
+    if unknown and not more:
         raise ValueError(f"the grid of {name}: it has no parameter {unknown[0]!r}; it has {sorted(known)}")
     needed = [n for n, p in known.items() if p.default is p.empty and n not in grid]
     if needed:
@@ -211,13 +215,18 @@ def _points(name: str, builder: Builder, grid: Mapping[str, Sequence[Any]]) -> l
     return points
 
 
-def _together(train: Interactions, validation: Interactions) -> Interactions:
-    """All interactions of both parts."""
+def _together(train: Interactions | Sequences, validation: Interactions) -> Interactions | Sequences:
+    """All interactions of both parts, those of sequences in order of time, or the validation part last."""
 
     def joined(name: str) -> np.ndarray | None:
         parts = [getattr(part, name) for part in (train, validation)]
         return None if any(part is None for part in parts) else np.concatenate(parts)
 
+    if isinstance(train, Sequences):
+        events, ids = (joined("users"), joined("items"), joined("timestamps")), (train.user_ids, train.item_ids)
+        sizes = {"n_users": train.n_users, "n_items": train.n_items}
+        both = Sequences.from_events(*events, **sizes, user_ids=ids[0], item_ids=ids[1])
+        return replace(both, item_features=train.item_features)
     both = Interactions.from_coo(
         joined("users"),
         joined("items"),

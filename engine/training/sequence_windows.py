@@ -75,8 +75,11 @@ def sequence_batches(
     >>> batch["segments"].tolist(), batch["positions"].tolist()
     ([[0, 0, 1]], [[1, 2, 2]])
     """
-    if length < 1 or negatives < 0:
-        raise ValueError(f"{length=} must be at least 1 and {negatives=} at least 0")
+    for name, number, least in (("length", length, 1), ("negatives", negatives, 0), ("batch_size", batch_size, 1)):
+        if number is not None and (number < least or number != int(number)):
+            raise ValueError(f"{name}={number} must be a whole number, at least {least}")
+    if objective == "masked" and length < 2:
+        raise ValueError(f"{length=} must be at least 2 with masks, of which one stands for what is to come")
     if not 0 < mask_share < 1 or not 0 <= last_share <= 1:
         raise ValueError(f"{mask_share=} must be in (0, 1) and {last_share=} in [0, 1]")
     for name, choice, among in (

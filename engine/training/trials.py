@@ -16,6 +16,7 @@ from jaxtyping import PRNGKeyArray
 
 from ...kernels.csr import SparseMatrix
 from ..data.interactions import Interactions
+from ..data.sequences import Sequences
 from ..errors import DivergenceError
 from ..factorization.fitting import fit
 from ..progress import Progress
@@ -69,13 +70,15 @@ def is_closed_form(builder: Builder) -> bool:
     return "interactions" in inspect.signature(builder).parameters
 
 
-def solve(builder: Builder, x: Interactions, point: Point, key: PRNGKeyArray) -> Any:
+def solve(builder: Builder, x: Interactions | Sequences, point: Point, key: PRNGKeyArray) -> Any:
     """The model of a closed form, which gets the key if it has such a parameter."""
     keyed = {"key": key} if "key" in inspect.signature(builder).parameters else {}
     return builder(x, **keyed, **point)
 
 
-def try_closed_form(name: str, builder: Builder, point: Point, train: Interactions, search: Search) -> Trial:
+def try_closed_form(
+    name: str, builder: Builder, point: Point, train: Interactions | Sequences, search: Search
+) -> Trial:
     """One trial of a closed form."""
     began = time.perf_counter()
     try:
@@ -88,7 +91,7 @@ def try_closed_form(name: str, builder: Builder, point: Point, train: Interactio
 
 
 def try_by_batches(
-    name: str, builder: Builder, point: Point, epochs: int, train: Interactions, search: Search
+    name: str, builder: Builder, point: Point, epochs: int, train: Interactions | Sequences, search: Search
 ) -> Trial:
     """One trial of an algorithm whose steps take batches, scored once an epoch."""
     began, scores = time.perf_counter(), []
