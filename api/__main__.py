@@ -34,7 +34,6 @@ K = Annotated[int, typer.Option("--k", "-k", min=1, help="Length of a list")]
 Missing = Annotated[str, typer.Option(help="Rows with missing values: error or drop")]
 UserFeatures = Annotated[Path | None, typer.Option(help="Table with a row for each user, for algorithms that use it")]
 ItemFeatures = Annotated[Path | None, typer.Option(help="Table with a row for each item, likewise")]
-Duplicates = Annotated[str, typer.Option(help="Repeated pairs: error, last, sum or mean")]
 Repetitions = Annotated[
     str,
     typer.Option(help="Repeated pairs: error, last, sum or mean; or keep, for networks on sequences, which read them"),
@@ -248,11 +247,10 @@ def compress(
     columns: Columns = None,
     header: Header = None,
     missing: Missing = "error",
-    duplicates: Duplicates = "error",
+    duplicates: Annotated[str, typer.Option(help="Repeated pairs: error, last, sum or mean")] = "error",
     k: K = 10,
     json_out: Json = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw size against quality, as PNG")] = None,
-    seed: Seed = 0,
 ) -> None:
     """Make a saved model smaller, and say what that saves and costs."""
     from .options import compressed, read_file, storage_rules
@@ -272,15 +270,17 @@ def compress(
     how = {"pq": pq, "dynamic": dynamic, "clip": clip, "prune": prune, "rank": rank}
     held_out = read_file(test, columns, header, missing, duplicates, like=whole.train) if test else None
     small = whole.with_model(compressed(whole.model, rules, **how))
-    small.save(out)
-    typer.echo(f"saved {out}; it is used as {model} is")
-    if prune is not None:
-        typer.echo("pruning alone saves no bytes: zeros take as many as other numbers")
+    bills = []
     if held_out is not None:
         from .engine.compression import compare
 
         names = (model.name, out.name) if model.name != out.name else (str(model), str(out))
         bills = compare(dict(zip(names, (whole.model, small.model), strict=True)), held_out, train=whole.train, k=k)
+    small.save(out)
+    typer.echo(f"saved {out}; it is used as {model} is")
+    if prune is not None:
+        typer.echo("pruning alone saves no bytes: zeros take as many as other numbers")
+    if bills:
         print_bills(bills)
         if json_out:
             write_json(json_out, bills_summary(bills))

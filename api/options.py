@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, get_args, overload
 
 import numpy as np
 import typer
@@ -16,6 +16,7 @@ import typer
 from .algorithms import checked_parameters, parameters_of
 from .engine.data import Interactions, Sequences, read_interactions, read_sequences, read_side_table
 from .engine.training import Trial
+from .kernels.quantized_rows import Kind
 from .recommender import Recommender
 
 
@@ -214,7 +215,7 @@ def storage_rules(int8: bool, int4: bool, rules: Sequence[str]) -> dict[str, Any
     """What `quantize_model` takes: `--rule`s first, then bytes or half bytes for the rest.
 
     Raises:
-        ValueError: Both of these, or a rule of another form.
+        ValueError: Both of these, a rule of another form, or two for one pattern.
 
     >>> storage_rules(True, False, ["*.table=int4"])
     {'*.table': 'int4', '*': 'int8'}
@@ -226,6 +227,10 @@ def storage_rules(int8: bool, int4: bool, rules: Sequence[str]) -> dict[str, Any
         pattern, equals, kind = rule.rpartition("=")
         if not equals or not pattern:
             raise ValueError(f"--rule {rule!r} must be pattern=kind, such as *.table=int4")
+        if kind not in get_args(Kind):
+            raise ValueError(f"--rule {rule!r}: the kind must be one of {get_args(Kind)}; --pq is for products")
+        if pattern in found:
+            raise ValueError(f"--rule {rule!r}: {pattern!r} has the rule {found[pattern]} already")
         found[pattern] = kind
     return found | ({"*": "int8" if int8 else "int4"} if int8 or int4 else {})
 
@@ -249,10 +254,13 @@ def compressed(
     if prune is not None:
         model = compression.prune(model, prune)
     if pq is not None:
-        widths = {name: table.shape[1] for name, table in tables_of(model).items()}
-        fitting = {name: ("product", pq) for name, width in widths.items() if width > pq and width % pq == 0}
+        shapes = {name: table.shape for name, table in tables_of(model).items()}
+        # 256 centroids and a byte a part, which a table of few rows is smaller than.
+        smaller = [name for name, (n, width) in shapes.items() if n * pq + 4 * min(n, 256) * width < 4 * n * width]
+        fitting = {name: ("product", pq) for name in smaller if shapes[name][1] % pq == 0}
         if not fitting:
-            raise ValueError(f"--pq {pq} divides the width of no table: {widths}")
+            sizes = ", ".join(f"{name} {n:,} x {width}" for name, (n, width) in shapes.items())
+            raise ValueError(f"--pq {pq} must divide the columns of a table that is smaller by it: there are {sizes}")
         others = {pattern: kind for pattern, kind in rules.items() if pattern != "*"}
         free = [name for name in fitting if not any(fnmatch.fnmatchcase(name, pattern) for pattern in others)]
         rules = others | {name: fitting[name] for name in free} | rules

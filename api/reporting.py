@@ -77,21 +77,20 @@ def summary(results: Sequence[Result]) -> dict[str, dict[str, float]]:
 
 
 def print_bills(bills: Sequence[Bill]) -> None:
-    """One row a model: what it takes, and what it gives with the change to the first and its 95 % interval."""
+    """One column a model: what it takes, and what it gives with the change to the first and its 95 % interval."""
     first = bills[0]
     table = Table(title=f"{first.evaluation.protocol}, {len(first.evaluation.users):,} users", box=box.SIMPLE_HEAD)
-    names = _shown(first.evaluation.values)
-    table.add_column("model", no_wrap=True, overflow="fold")
-    heads = ["memory", "on disk", *(f"{n:,} user{'s' * (n > 1)}" for n in first.seconds)]
-    for head in heads + [label for name in names for label in (label_of(name), "change")]:
-        table.add_column(head, justify="right", overflow="fold")
+    table.add_column("", no_wrap=True)
     for bill in bills:
-        cells = [_bytes(bill.memory, first.memory), _bytes(bill.disk, first.disk)]
-        cells += [f"{1000 * seconds:.2f} ms" for seconds in bill.seconds.values()]
-        for name in names:
-            change, half = bill.changes[name]
-            cells += [f"{bill.evaluation.means[name]:.4f}", "" if bill is first else f"{change:+.4f} ± {half:.4f}"]
-        table.add_row(bill.name, *cells)
+        table.add_column(bill.name, justify="right", overflow="fold")
+    table.add_row("memory", *(_bytes(bill.memory, first.memory) for bill in bills))
+    table.add_row("on disk", *(_bytes(bill.disk, first.disk) for bill in bills))
+    for n in first.seconds:
+        table.add_row(f"{n:,} user{'s' * (n > 1)}", *(f"{1000 * bill.seconds[n]:.2f} ms" for bill in bills))
+    for name in _shown(first.evaluation.values):
+        table.add_row(label_of(name), *(f"{bill.evaluation.means[name]:.4f}" for bill in bills))
+        changes = [bill.changes[name] for bill in bills[1:]]
+        table.add_row("  change", "", *(f"{change:+.4f} ± {half:.4f}" for change, half in changes))
     _wide_enough(table).print(table)
 
 

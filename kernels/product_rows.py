@@ -44,6 +44,7 @@ class ProductRows:
             return self
         if isinstance(index, slice):
             return replace(self, codes=self.codes[index], exact=self.exact[index])
+        index = checked_index(index, self.shape[0])
         codes, each = self.codes[index].astype(jnp.int32), jnp.arange(self.codes.shape[1], dtype=jnp.int32)
         parts = self.centroids[jnp.broadcast_to(each, codes.shape), codes]
         return jnp.concatenate([parts.reshape(*codes.shape[:-1], -1), self.exact[index]], axis=-1)
@@ -55,3 +56,13 @@ class ProductRows:
     def with_columns(self, columns: Float[Array, "n more"]) -> ProductRows:
         """With further exact columns behind."""
         return replace(self, exact=jnp.concatenate([self.exact, columns], axis=1))
+
+
+def checked_index(index: Any, n: int) -> Array:
+    """Ids of rows: IndexError for a whole number beyond them, TypeError for what is none."""
+    if isinstance(index, int) and not isinstance(index, bool) and not -n <= index < n:
+        raise IndexError(f"row {index} of {n}")
+    ids = None if isinstance(index, tuple) else jnp.asarray(index)
+    if ids is None or not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise TypeError(f"rows are chosen by ids, a slice or ..., and not by {index!r}")
+    return ids

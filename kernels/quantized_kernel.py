@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -58,26 +59,48 @@ class QuantizedKernel:
     def product(self, x: Float[Array, "*batch n_in"]) -> Float[Array, "*batch n_out"]:
         """`x W`, float32; sums of products of bytes are exact, in int32.
 
+        The gradient in x is that of the numbers: rounding passes it on, but for what is beyond `reach`.
+
         Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
-        Inference".
+        Inference"; the gradient, Bengio, Léonard, Courville 2013, "Estimating or Propagating Gradients Through
+        Stochastic Neurons for Conditional Computation".
         """
-        flat = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
-        rows = self.rows
+        flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(jnp.float32)
         if self.activations == "float":
             found = jnp.matmul(flat, self.floats(), precision=lax.Precision.HIGHEST)
         else:
-            if self.reach is None:
-                codes, scales = to_bytes(flat)
-            else:
-                scale = self.reach / 127
-                codes = jnp.clip(jnp.rint(flat / scale), -127, 127).astype(jnp.int8)
-                scales = jnp.broadcast_to(scale, flat.shape[:1])
-            sums = int8.product(codes, unpacked(rows.codes, rows.width))
-            found = sums.astype(jnp.float32) * scales[:, None] * rows.scales[None, :]
-            if rows.offsets is not None:
-                totals = jnp.sum(codes, axis=1, dtype=jnp.int32).astype(jnp.float32) * scales
-                found += totals[:, None] * rows.offsets[None, :]
-        return found.reshape(*x.shape[:-1], -1)
+            found = _of_bytes(flat, self)
+        return found.reshape(*x.shape[:-1], self.shape[1])
+
+
+@jax.custom_vjp
+def _of_bytes(x: Array, kernel: QuantizedKernel) -> Array:
+    rows = kernel.rows
+    if kernel.reach is None:
+        codes, scales = to_bytes(x)
+    else:
+        scale = kernel.reach / 127
+        codes = jnp.clip(jnp.rint(x / scale), -127, 127).astype(jnp.int8)
+        scales = jnp.broadcast_to(scale, x.shape[:1])
+    sums = int8.product(codes, unpacked(rows.codes, rows.width))
+    found = sums.astype(jnp.float32) * scales[:, None] * rows.scales[None, :]
+    if rows.offsets is not None:
+        totals = jnp.sum(codes, axis=1, dtype=jnp.int32).astype(jnp.float32) * scales
+        found += totals[:, None] * rows.offsets[None, :]
+    return found
+
+
+def _of_bytes_forward(x: Array, kernel: QuantizedKernel) -> Any:
+    return _of_bytes(x, kernel), (x, kernel)
+
+
+def _of_bytes_backward(saved: Any, slope: Array) -> Any:
+    x, kernel = saved
+    found = jnp.matmul(slope, kernel.floats().T, precision=lax.Precision.HIGHEST)
+    return found if kernel.reach is None else jnp.where(jnp.abs(x) <= kernel.reach, found, 0.0), None
+
+
+_of_bytes.defvjp(_of_bytes_forward, _of_bytes_backward)
 
 
 def is_quantized(leaf: object) -> bool:

@@ -17,7 +17,7 @@ from .csr import CSR, nothing_seen
 from .half_bytes import unpacked
 from .int8 import supports_bytes
 from .op import Implementation, Op, dispatch, imported
-from .product_rows import ProductRows
+from .product_rows import ProductRows, checked_index
 
 Kind = Literal["int8", "int4", "float8", "bfloat16"]
 
@@ -37,7 +37,8 @@ class QuantizedRows:
     - `exact` is float32 `[n, columns]`: further columns as they are, such as biases.
     - `width` is how many columns the codes have.
 
-    An array of ids as index gives their rows as numbers, a slice rows as they are stored, and `...` itself.
+    An array of ids as index gives their rows as numbers, a slice rows as they are stored, and `...` itself. A whole
+    number beyond the rows is an IndexError; of an array it is the last row's, as JAX has it.
     """
 
     codes: Array
@@ -66,7 +67,7 @@ class QuantizedRows:
             return self
         if isinstance(index, slice):
             return jax.tree.map(lambda leaf: leaf[index], self)
-        return _rows(self, index)
+        return _rows(self, checked_index(index, self.shape[0]))
 
     def floats(self) -> Float[Array, "n columns"]:
         """The table that it stands for."""
@@ -153,8 +154,10 @@ def _search(
 ) -> tuple[Array, Array]:
     codes, scales = to_bytes(queries[:, : items.width])
     offsets = jnp.zeros(0, jnp.float32) if items.offsets is None else items.offsets
+    # The half bytes of one column are as many as bytes: kernels tell them apart by that.
+    item_codes = unpacked(items.codes, 1) if items.width == 1 else items.codes
     of_queries = codes, scales, queries[:, items.width :]
-    of_items = items.codes, items.scales, offsets, items.exact
+    of_items = item_codes, items.scales, offsets, items.exact
     arguments = map(jnp.asarray, (*of_queries, *of_items, *masks))
     return dispatch(OP, *arguments, implementation=implementation, k=k)
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from ..kernels.cross_network import cross
 from ..kernels.deep_cross import logits
 from ..kernels.op import Implementation
-from .layers import Dense, FieldEmbedding, Linear, Sharing, he_normal
+from .layers import Dense, FieldEmbedding, Linear, Sharing, he_normal, side_by_side
 
 
 class DCN(nnx.Module):
@@ -86,7 +86,7 @@ class DCN(nnx.Module):
     ) -> Float[Array, "*batch"]:
         """Logits; with a key there is dropout."""
         vectors = self.embedding(fields)
-        start = vectors.reshape(*vectors.shape[:-2], -1)
+        start = side_by_side(vectors)
         if isinstance(self.crosses, Crosses) and self._fused(key):
             kernel, bias = self.end.weights()
             ends = kernel[: start.shape[-1], 0], kernel[start.shape[-1] :, 0]

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..kernels.op import Implementation
-from .layers import Dense, FieldEmbedding, Sharing
+from .layers import Dense, FieldEmbedding, Sharing, side_by_side
 
 
 class DIN(nnx.Module):
@@ -76,5 +76,5 @@ class DIN(nnx.Module):
         weights = self.attention(jnp.concatenate([query, met, query * met], axis=-1))[..., 0]
         weights = jnp.where(history >= 0, weights, 0.0)
         interest = jnp.einsum("...h,...hd->...d", weights, met, preferred_element_type=jnp.float32)
-        flat = vectors.reshape(*vectors.shape[:-2], -1)
+        flat = side_by_side(vectors)
         return self.network(jnp.concatenate([flat, interest.astype(flat.dtype)], axis=-1), key=key)[..., 0]

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..kernels.op import Implementation
-from .layers import Dense, FieldEmbedding, Sharing
+from .layers import Dense, FieldEmbedding, Sharing, side_by_side
 
 
 class FactorizationMachine(nnx.Module):
@@ -104,7 +104,7 @@ class DeepFM(nnx.Module):
     ) -> Float[Array, "*batch"]:
         """Logits; with a key there is dropout."""
         rows = self.embedding(fields)
-        deep = rows[..., :-1].reshape(*rows.shape[:-2], -1)
+        deep = side_by_side(rows[..., :-1])
         return self.network(deep, key=key)[..., 0] + interactions(rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -41,7 +42,7 @@ def inputs_of_layers(model: Any, examples: Iterable[Any]) -> dict[str, LayerInpu
 
     def watch(name: str) -> Any:
         def see(x: Any) -> None:
-            rows = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
+            rows = np.asarray(x, np.float64).reshape(math.prod(x.shape[:-1]), x.shape[-1])
             reach = float(np.abs(rows).max(initial=0.0))
             if not np.isfinite(reach):
                 raise CompressionError(f"{name} is given numbers that are not finite")

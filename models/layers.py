@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from ..engine.compression.parameters import is_whole
 from ..engine.training.checking import check_ids
 from ..kernels.csr import CSR
 from ..kernels.dense import network
@@ -163,9 +164,9 @@ def checked_sharing(sharing: Any) -> Sharing | None:
     if sharing is None:
         return None
     kind, ratio = sharing if isinstance(sharing, tuple | list) and len(sharing) == 2 else (None, None)
-    if kind not in ("hashed", "quotient") or not isinstance(ratio, int) or ratio < 2:
+    if kind not in ("hashed", "quotient") or not is_whole(ratio) or ratio < 2:
         raise ValueError(f'{sharing=} must be ("hashed", ratio) or ("quotient", ratio), of a whole ratio from 2 on')
-    return kind, ratio
+    return kind, int(ratio)
 
 
 def _rows_of(size: int, sharing: Sharing | None) -> tuple[int, int]:
@@ -317,6 +318,11 @@ class Dense(nnx.Module):
         """Whether all layers are one kernel: of relus, without dropout, and none computed alone."""
         alone = any(linear.alone for linear in self.layers)
         return not alone and self.activation is jax.nn.relu and (key is None or self.dropout == 0)
+
+
+def side_by_side(vectors: Float[Array, "*batch n width"]) -> Float[Array, "*batch columns"]:
+    """The vectors of an example as one."""
+    return vectors.reshape(*vectors.shape[:-2], vectors.shape[-2] * vectors.shape[-1])
 
 
 def dropped(x: Array, share: float, key: PRNGKeyArray | None) -> Array:

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..kernels.op import Implementation
-from .layers import Dense, FieldEmbedding, Sharing
+from .layers import Dense, FieldEmbedding, Sharing, side_by_side
 
 
 class MLP(nnx.Module):
@@ -70,7 +70,7 @@ class MLP(nnx.Module):
         parts = []
         if self.embedding is not None and fields is not None:
             vectors = self.embedding(fields)
-            parts.append(vectors.reshape(*vectors.shape[:-2], -1))
+            parts.append(side_by_side(vectors))
         if (numbers is None) != (self.numbers == 0):
             raise ValueError(f"the model was made with {self.numbers} numbers an example")
         if numbers is not None:
@@ -126,6 +126,6 @@ class NeuMF(nnx.Module):
         """Logits of `[user, item]`; with a key there is dropout."""
         vectors = self.embedding(fields)
         factors, inner = vectors[..., : self.width], vectors[..., self.width :]
-        deep = self.network(inner.reshape(*inner.shape[:-2], -1), key=key)
+        deep = self.network(side_by_side(inner), key=key)
         product = factors[..., 0, :] * factors[..., 1, :]
         return self.end(jnp.concatenate([product, deep.astype(product.dtype)], axis=-1))[..., 0]

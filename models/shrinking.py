@@ -12,7 +12,7 @@ from flax import nnx
 
 from ..engine.compression import CompressionError, LayerInputs
 from ..engine.compression.layer_inputs import inputs_of
-from ..engine.compression.parameters import name_of, named, require_numbers, with_parameters
+from ..engine.compression.parameters import is_whole, name_of, named, require_numbers, with_parameters
 from .layers import Dense
 from .sequential import BERT4Rec, SASRec
 from .trained import Blueprint
@@ -66,8 +66,15 @@ def shrink(
     network = jax.tree.map(lambda leaf: leaf, model.network)  # a copy, to be cut down
     require_numbers(network, "make the network smaller first, then quantize")
     of_blocks = isinstance(network, SASRec | BERT4Rec)
+    given = {**asked, **({} if hidden is None else {f"hidden[{k}]": n for k, n in enumerate(np.atleast_1d(hidden))})}
+    for name, size in given.items():
+        if not is_whole(size):
+            raise CompressionError(f"{name}={size!r} must be a whole number")
     if asked and not of_blocks:
-        raise CompressionError(f"{type(network).__name__} can be given less hidden alone; SASRec and BERT4Rec more")
+        raise CompressionError(
+            f"{next(iter(asked))} is for SASRec and BERT4Rec alone; {type(network).__name__} can be given less hidden, "
+            "if it has dense layers with anything between them"
+        )
     if blocks is not None:
         _fewer_blocks(network.encoder, blocks)
     if heads is not None or head_width is not None:

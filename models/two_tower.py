@@ -16,7 +16,7 @@ from ..kernels.csr import CSR
 from ..kernels.op import Implementation
 from .fusion import FusionSettings, FusionTransformer
 from .item_vectors import fused
-from .layers import Dense, FieldEmbedding, Linear, Sharing
+from .layers import Dense, FieldEmbedding, Linear, Sharing, side_by_side
 
 
 class TwoTower(nnx.Module):
@@ -165,12 +165,12 @@ class TwoTower(nnx.Module):
         else:
             shape, length = history.shape[:-1], history.shape[-1]
             each = jnp.arange(math.prod(shape) + 1, dtype=jnp.int32) * length
-            rows = CSR(each, jnp.asarray(history, jnp.int32).reshape(-1), jnp.ones(1))
+            rows = CSR(each, jnp.asarray(history, jnp.int32).ravel(), jnp.ones(1))
         means = self.items.means_of_field(0, rows)
-        return means.astype(jnp.float32).reshape(*shape, -1)
+        return means.astype(jnp.float32).reshape(*shape, means.shape[1])
 
     def _end(self, vectors: Array, tower: Dense | None, key: PRNGKeyArray | None) -> Array:
-        flat = vectors.reshape(*vectors.shape[:-2], -1)
+        flat = side_by_side(vectors)
         out = jnp.sum(vectors.astype(jnp.float32), axis=-2) if tower is None else tower(flat, key=key)
         if not self.normalize:
             return out

@@ -12,6 +12,7 @@ from affinax.engine.factorization import Factors
 from affinax.engine.retrieval import recommend, top_k
 from affinax.kernels.csr import CSR
 from affinax.kernels.embedding import bag, lookup
+from affinax.kernels.product_rows import ProductRows
 from affinax.kernels.quantized_rows import with_columns
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -102,6 +103,19 @@ def test_floats_of_fewer_bits(kind, error):
     expected, same = top_k(jnp.asarray(TABLE[:3]), jnp.asarray(found), 4)
     np.testing.assert_array_equal(ids, expected)
     np.testing.assert_array_equal(scores, same)
+
+
+def test_rows_are_gone_through_one_by_one():
+    products = ProductRows(jnp.array([[0], [1], [0]], jnp.uint8), jnp.ones((1, 2, 4)), jnp.zeros((3, 0)))
+    for rows in (quantize(jnp.ones((3, 4))), products):
+        np.testing.assert_allclose(list(rows), np.ones((3, 4)))
+        np.testing.assert_allclose(rows[[1, 2]], np.ones((2, 4)))
+        np.testing.assert_allclose(rows[-1], np.ones(4))
+        with pytest.raises(IndexError, match="row 3 of 3"):
+            rows[3]
+        for wrong in ((1, 2), np.array([True, False, True]), 0.5):
+            with pytest.raises(TypeError, match="rows are chosen by ids, a slice or"):
+                rows[wrong]
 
 
 def test_rows_are_indexed_as_an_array_is():

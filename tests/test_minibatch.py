@@ -157,5 +157,5 @@ def test_svd_plus_plus_of_no_users_at_once_is_refused():
 def test_a_state_without_slots_is_refused():
     data = planted()[0].to_device()
     state = biased_mf(4).init(KEY, data)
-    with pytest.raises(ValueError, match="was made without a batch_size"):
+    with pytest.raises(ValueError, match="lacks what batches remember"):
         biased_mf(4, batch_size=64).step(KEY, state, data)

@@ -62,6 +62,21 @@ def test_products_of_bytes_are_exact(kind, symmetric):
     np.testing.assert_allclose(found, x.astype(np.float64) @ weights, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("reach", [None, 1.0])
+def test_gradients_pass_through_bytes(reach):
+    """As if there was no rounding; what is beyond the reach has none."""
+    x, w = RNG.normal(size=(3, 5, 12)).astype(np.float32), RNG.normal(size=(12, 9)).astype(np.float32)
+    slope = RNG.normal(size=(3, 5, 9)).astype(np.float32)
+    rows = quantize(jnp.asarray(w.T))
+    kernel = QuantizedKernel(
+        rows, None if reach is None else jnp.float32(reach), "dynamic" if reach is None else "static"
+    )
+    found = jax.jit(jax.grad(lambda x, kernel: jnp.sum(kernel.product(x) * slope)))(x, kernel)
+    expected = np.asarray(slope, np.float64) @ np.asarray(rows.floats(), np.float64)
+    inside = np.abs(x) <= np.inf if reach is None else np.abs(x) <= reach
+    np.testing.assert_allclose(found, np.where(inside, expected, 0), rtol=1e-4, atol=1e-5)
+
+
 def test_sums_are_those_of_the_reference():
     a, b = (jnp.asarray(RNG.integers(-127, 128, (n, 40)), jnp.int8) for n in (6, 10))
     np.testing.assert_array_equal(product(a, b), product(a, b, implementation="reference"))
@@ -95,6 +110,14 @@ def test_a_network_answers_nearly_as_before(rules, options, most):
     assert compressible(small).keys() == compressible(model).keys()
     assert jax.tree.structure(dequantize(small)) == jax.tree.structure(model)
     assert all(isinstance(leaf, QuantizedRows | QuantizedKernel) for leaf in compressible(small).values())
+
+
+def test_rounding_by_inputs_leaves_zeros():
+    mixing = RNG.normal(size=(24, 24)) * np.geomspace(1, 0.05, 24)
+    x, weights = RNG.normal(size=(2000, 24)) @ mixing, RNG.normal(size=(16, 24)).astype(np.float32)
+    weights[:, ::2] = 0
+    rounded = rounded_by_inputs(jnp.asarray(weights), quantize(jnp.asarray(weights), "int4"), x.T @ x / len(x))
+    assert (np.asarray(rounded.floats())[:, ::2] == 0).all()
 
 
 def test_rounding_by_inputs_errs_less():

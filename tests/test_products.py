@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ from affinax.engine.retrieval import recommend, top_k
 from affinax.kernels.embedding import lookup
 from affinax.models.layers import FieldEmbedding
 from affinax.options import compressed, storage_rules
+from affinax.reporting import print_bills
 
 from .test_pruning import X
 
@@ -87,7 +89,7 @@ def test_codes_by_order():
         (lambda: quantize_products(TABLE, 4, 257), "n_codes=257 must be a whole number of 2 to 256"),
         (lambda: quantize_products(TABLE[:9], 4, 16), "n_codes=16 is more than the 9 rows"),
         (lambda: quantize_products(TABLE[:0], 4, 16), "has no rows of numbers"),
-        (lambda: quantize_products(quantize_products(TABLE, 4, 16), 4, 16), "these rows are quantized already"),
+        (lambda: quantize_products(quantize_products(TABLE, 4, 16), 4, 16), "these rows are products already"),
         (lambda: codes_by_order(np.array([[np.nan]]), 4), "row 0, column 0 is nan"),
         (
             lambda: quantize_model(Factors(TABLE, TABLE), {"items": ("product", 5)}),
@@ -196,8 +198,39 @@ def test_a_bill(fitted, halves):
         assert half == pytest.approx(1.96 * (after - before).std(ddof=1) / len(before) ** 0.5, abs=1e-7)
     assert set(whole.seconds) == {1, 256}
     assert min(small.seconds.values()) > 0
-    with pytest.raises(CompressionError, match="models to compare are given by name"):
-        compare({}, test, train=train)
+    for wrong, options, message in (
+        ({}, {}, "models to compare are given by name"),
+        ({1: model}, {}, "models to compare are given by name"),
+        ({"a": None}, {}, "'a' is NoneType: a model that recommend takes"),
+        ({"a": model}, {"batches": 1}, "batches=1 must be whole numbers"),
+        ({"a": model}, {"batches": (1.5,)}, "batches=.* must be whole numbers"),
+    ):
+        with pytest.raises(CompressionError, match=message):
+            compare(wrong, test, train=train, **options)
+    one = test.select(test.users == test.users[0])
+    _, small = compare({"a": model, "c": quantize_model(model, "int4")}, one, train=train, k=3)
+    assert np.isnan(small.changes["ndcg_at_3"][1])
+
+
+@pytest.mark.parametrize("algorithm", ["ease", "item-knn", "user-knn", "popularity", "svd-plus-plus", "sasrec"])
+def test_models_of_any_kind_have_a_bill(algorithm, halves):
+    train, test = halves
+    small = {"width": 8, "length": 6, "epochs": 1} if algorithm == "sasrec" else {}
+    if algorithm == "svd-plus-plus":
+        train, small = train.with_values(np.ones(train.nnz)), {"epochs": 1}
+    model = afx.Recommender(algorithm, **small).fit(train).model
+    (bill,) = compare({"it": model}, test, train=train, k=3)
+    assert min(bill.seconds.values()) > 0
+
+
+def test_a_bill_is_read_at_eighty_columns(fitted, halves, capsys, monkeypatch):
+    train, test = halves
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    model = fitted.model
+    print_bills(compare({"whole": model, "small": quantize_model(model, "int8")}, test, train=train, k=3))
+    text = capsys.readouterr().out
+    assert re.search(r"change +[+-]\d\.\d{4} ± \d\.\d{4}", text), text
 
 
 def test_rules_of_the_command_line():
@@ -206,6 +239,8 @@ def test_rules_of_the_command_line():
     model = Factors(jnp.tile(TABLE, (4, 1)), jnp.tile(TABLE, (4, 1)))
     found = compressed(model, storage_rules(True, False, ["users=int4"]), **wide)
     assert (found.users.kind, type(found.items)) == ("int4", ProductRows)
+    few = compressed(model._replace(users=TABLE[:3]), storage_rules(True, False, []), **wide)
+    assert (few.users.kind, type(few.items)) == ("int8", ProductRows)  # centroids would take more than they save
     found = compressed(model, storage_rules(True, False, []), **(wide | {"pq": None}))
     assert (found.users.kind, found.items.kind) == ("int8", "int8")
 
@@ -236,11 +271,14 @@ def test_the_command_line(run, fitted, halves, tmp_path):
         (["--int8", "--int4"], "give either --int8 or --int4"),
         (["--rule", "items"], "--rule 'items' must be pattern=kind"),
         (["--rule", "item=int8"], "matches none of 2 parameters; near it: items"),
-        (["--pq", "8"], "users: ('product', 8) takes 1,728 bytes, and the array itself 1,536"),
+        (["--pq", "8"], "--pq 8 must divide the columns of a table that is smaller by it: there are users 24 x 16"),
         (["--int8", "--out", whole], "is the model itself, which stays as it is"),
         (["--prune", "0.5", "--dynamic"], "--dynamic computes in bytes what is stored so"),
-        (["--pq", "7"], "--pq 7 divides the width of no table"),
+        (["--pq", "7"], "--pq 7 must divide the columns of a table"),
         (["--int8", "--json", "x.json"], "give --test FILE"),
+        (["--rule", "items=int3"], "--rule 'items=int3': the kind must be one of"),
+        (["--rule", "items=int8", "--rule", "items=int4"], "'items' has the rule int8 already"),
+        (["--int8", "--dynamic"], "are for matrices of dense layers, of which the rules choose none"),
     ]:
         status, _, error = run("compress", whole, *(options if "--out" in options else [*options, "--out", small]))
         assert status == 2

@@ -14,6 +14,7 @@ from affinax import models
 from affinax.engine.compression import (
     CompressionError,
     LayerInputs,
+    dequantize,
     distill,
     keep_zeros,
     prune,
@@ -27,7 +28,8 @@ from affinax.engine.compression import (
     zeros_of,
 )
 from affinax.engine.compression.parameters import compressible
-from affinax.engine.factorization import Factors, fit
+from affinax.engine.data import Interactions
+from affinax.engine.factorization import Factors, biased_mf, bpr, fit
 
 RNG = np.random.default_rng(0)
 USERS, ITEMS = (jnp.asarray(RNG.normal(size=(n, 8)), jnp.float32) for n in (6, 10))
@@ -108,6 +110,9 @@ def test_rows_that_few_met_have_one_together(sasrec):
     assert after < 0.2 * before
     np.testing.assert_allclose(few.item_table().floats()[:8], sasrec.item_table()[:8])
     assert few.queries(jnp.arange(3)).shape == (3, 16)
+    with pytest.raises(CompressionError, match="items is put together from parts, which stay as they are"):
+        quantize_model(found, "int8")
+    assert quantize_model(found, {"users": "int8"}).users.kind == "int8"
     every = prune_rows(MODEL, {"items": np.ones(10, bool)})
     np.testing.assert_array_equal(every.item_table().floats(), ITEMS)
     for wrong in (np.ones(11, bool), np.ones(10)):
@@ -169,6 +174,24 @@ def test_more_and_more_zeros():
         reached = min(max((number - number % 2 - begin) / (end - begin), 0.0), 1.0)
         assert gone.sum() == round(share * (1 - (1 - reached) ** 3) * ITEMS.size)
     np.testing.assert_allclose(model.users, USERS - 0.13, rtol=1e-5)
+
+
+@pytest.mark.parametrize("share", [80, float("nan"), -0.1, "0.5"])
+def test_shares_that_are_none(share):
+    with pytest.raises(CompressionError, match=r"share .* must be a number in \[0, 1\)"):
+        prune_gradually(share, begin=0, end=4).init(MODEL)
+
+
+def test_one_weight_is_left_of_few():
+    network = models.MLP([4], width=4, hidden=[8], rngs=nnx.Rngs(0))
+    small = prune(network, {"*.kernel": 0.95})
+    assert [int((layer.kernel[...] != 0).sum()) for layer in small.network.layers] == [2, 1]
+    gradual = prune_gradually({"*.kernel": 0.95}, begin=0, end=1, every=1)
+    changes, _ = gradual.update(jax.tree.map(jnp.zeros_like, network), gradual.init(network), network)
+    small = optax.apply_updates(network, changes)
+    assert [int((layer.kernel[...] != 0).sum()) for layer in small.network.layers] == [2, 1]
+    with pytest.raises(CompressionError, match="quantized: prune first, then quantize"):
+        gradual.init(quantize_model(network, {"*.kernel": "int8"}))
 
 
 def test_training_with_rounded_weights():
@@ -329,6 +352,22 @@ def test_truncated_factors_are_the_nearest():
     u, sizes, v = np.linalg.svd(np.asarray(USERS, np.float64) @ np.asarray(ITEMS, np.float64).T)
     np.testing.assert_allclose(small.users @ small.items.T, (u[:, :3] * sizes[:3]) @ v[:3], atol=1e-4)
     assert small.slots is None
+    with pytest.raises(CompressionError, match="the users are traced"):
+        jax.jit(lambda model: truncate(model, 3))(MODEL)
+    half = truncate(MODEL._replace(users=USERS.astype(jnp.bfloat16)), np.int64(3))
+    assert (half.users.dtype, half.items.shape) == (jnp.bfloat16, (10, 3))
+
+
+@pytest.mark.parametrize("build", [bpr, biased_mf])
+def test_factors_train_on_by_batches_after_they_were_truncated(build):
+    users, items = np.repeat(np.arange(20), 3), np.tile(np.arange(3), 20) + np.repeat(np.arange(20), 3) % 17
+    x = Interactions.from_coo(users, items, np.ones(60))
+    algorithm = build(8, batch_size=16, optimizer="adagrad")
+    model, _ = fit(algorithm, x, key=jax.random.key(0), steps=1, progress=False)
+    for state in (truncate(model, 4), dequantize(quantize_model(model, "int8"))):
+        again, history = fit(algorithm, x, key=jax.random.key(1), steps=3, state=state, progress=False)
+        assert again.users.shape == state.users.shape
+        assert history.loss[-1] < history.loss[0]
 
 
 def test_distilled():

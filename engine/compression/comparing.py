@@ -14,13 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...kernels.csr import CSR
 from ..data.interactions import Interactions
 from ..data.sequences import Sequences
 from ..errors import CompressionError
 from ..evaluation.protocols import Evaluation, evaluate
+from ..retrieval.filters import as_seen
 from ..retrieval.search import recommend
 from ..storage import save_arrays
-from .parameters import parameters_of, with_parameters
+from .parameters import is_whole, parameters_of, with_parameters
 
 _ROUNDS = 15  # of timing, of which the median counts
 
@@ -33,10 +35,10 @@ class Bill:
         name: As given.
         memory: Bytes of its parameters.
         disk: Bytes of these in a file.
-        seconds: Of an answer, the median, by how many users are asked for at once.
+        seconds: Of an answer of `jit(recommend)`, the median, by how many users are asked for at once.
         evaluation: Of its answers.
         changes: For each metric, how much higher its mean is than that of the first model, and the half of its 95 %
-            interval, users paired.
+            interval, users paired; NaN where one user alone was tested.
     """
 
     name: str
@@ -71,7 +73,7 @@ def compare(
         items are put together from, and without histories and fields of users.
 
     Raises:
-        CompressionError: No models.
+        CompressionError: No models, or something else.
         InteractionError: As `evaluate`.
 
     >>> from affinax.engine.compression import quantize_model
@@ -83,23 +85,25 @@ def compare(
     >>> (whole.memory, small.memory), small.changes["ndcg_at_1"]
     ((208, 88), (0.0, 0.0))
     """
-    if not isinstance(models, Mapping) or not models:
+    if not isinstance(models, Mapping) or not models or not all(isinstance(name, str) for name in models):
         raise CompressionError("models to compare are given by name: {name: model}, the whole one first")
-    if min(batches, default=1) < 1:
-        raise CompressionError(f"{batches=} must be at least 1 each")
+    for name, model in models.items():
+        parameters_of(model)  # which refuses a recommender
+        if not hasattr(model, "n_items"):
+            raise CompressionError(f"{name!r} is {type(model).__name__}: a model that recommend takes is accepted")
+    if not isinstance(batches, Sequence) or not all(is_whole(n) and n > 0 for n in batches):
+        raise CompressionError(f"{batches=} must be whole numbers of at least 1")
     if isinstance(train, Sequences):
         train = train.interactions()
     bills: list[Bill] = []
-    users = np.flatnonzero(np.diff(test.indptr))
+    found = {name: evaluate(model, test, train=train, k=k, names=names) for name, model in models.items()}
+    first = next(iter(found.values()))
+    seconds = _seconds(models, np.flatnonzero(np.diff(test.indptr)), batches, as_seen(train), k)
     for name, model in models.items():
-        parameters_of(model)  # which refuses a recommender
-        found = evaluate(model, test, train=train, k=k, names=names)
-        first = bills[0].evaluation if bills else found
-        arrays = arrays_of(model)
-        changes = {metric: _change(values, first.values[metric]) for metric, values in found.values.items()}
-        seconds = {n: _seconds(model, np.resize(users, n).astype(np.int32), train, k) for n in batches}
+        arrays, values = arrays_of(model), found[name].values
+        changes = {metric: _change(values[metric], first.values[metric]) for metric in values}
         memory = sum(array.nbytes for array in arrays.values())
-        bills.append(Bill(name, memory, _on_disk(arrays), seconds, found, changes))
+        bills.append(Bill(name, memory, _on_disk(arrays), seconds[name], found[name], changes))
     return bills
 
 
@@ -114,18 +118,27 @@ def arrays_of(model: Any) -> dict[str, np.ndarray]:
 
 def _change(values: np.ndarray, before: np.ndarray) -> tuple[float, float]:
     difference = np.asarray(values, np.float64) - before
-    error = difference.std(ddof=1) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
+    error = difference.std(ddof=1) / len(difference) ** 0.5 if len(difference) > 1 else np.nan
     return float(difference.mean()), float(1.96 * error)
 
 
-def _seconds(model: Any, users: np.ndarray, train: Interactions, k: int) -> float:
-    asked, took = jnp.asarray(users), []
-    for number in range(_ROUNDS + 2):  # the first compile
-        began = time.perf_counter()
-        jax.block_until_ready(recommend(model, asked, k, seen=train))
-        if number > 1:
-            took.append(time.perf_counter() - began)
-    return statistics.median(took)
+def _seconds(
+    models: Mapping[str, Any], users: np.ndarray, batches: Sequence[int], seen: CSR, k: int
+) -> dict[str, dict[int, float]]:
+    """Of an answer of each model, by how many users it is for; they take turns, so that all meet the same machine."""
+    answer = jax.jit(lambda model, users, seen: recommend(model, users, k, seen=seen))
+    found: dict[str, dict[int, float]] = {name: {} for name in models}
+    for n in batches:
+        asked = jnp.asarray(np.resize(users, n), jnp.int32)
+        took: dict[str, list[float]] = {name: [] for name in models}
+        for _ in range(_ROUNDS + 2):
+            for name, model in models.items():
+                began = time.perf_counter()
+                jax.block_until_ready(answer(model, asked, seen))
+                took[name].append(time.perf_counter() - began)
+        for name, seconds in took.items():
+            found[name][n] = statistics.median(seconds[2:])  # the first compile
+    return found
 
 
 def _on_disk(arrays: dict[str, np.ndarray]) -> int:

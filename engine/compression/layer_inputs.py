@@ -46,4 +46,6 @@ def inputs_of(layer: str, inputs: Mapping[str, LayerInputs], n_in: int) -> Layer
         raise CompressionError(
             f"{layer} has {n_in} inputs, and {seen} were seen: see inputs_of_layers of this model anew"
         )
+    if not np.isfinite(found.gramian).all() or not 0 <= found.reach < np.inf:
+        raise CompressionError(f"the inputs of {layer} are not finite, or their reach {found.reach} is below 0")
     return found

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 
+from ...kernels.product_rows import ProductRows
 from ...kernels.quantized_kernel import Activations, QuantizedKernel, is_quantized
 from ..errors import CompressionError
 from .layer_inputs import LayerInputs, inputs_of
@@ -31,8 +32,9 @@ def quantize_model(
 ) -> Any:
     """A trained model with its tables of vectors and matrices of dense layers in fewer bits, which answers as before.
 
-    It is of the same type, without the state of its optimizer. All that is no such table or matrix, biases among it,
-    stays as it is, and so does an array that would not be smaller, unless it has a rule of its own.
+    It is of the same type, without the state of its optimizer. All that is no such table or matrix stays as it is,
+    biases and the cross layers of `DCN` among it, and so does an array that would not be smaller, unless it has a rule
+    of its own. Weights that are 0 stay so, unless `symmetric` is false.
 
     Args:
         model: `Factors`, a network of `affinax.models`, or a model that has one.
@@ -67,9 +69,20 @@ def quantize_model(
     parameters = parameters_of(model)
     among = compressible(parameters)
     storage: dict[str, Any] = chosen(among, rules)
+    for name, kind in storage.items():
+        if kind not in get_args(Kind) and not isinstance(kind, tuple | list) and kind != "product":
+            raise ValueError(f'{name}: {kind=} must be one of {get_args(Kind)}, or ("product", parts)')
+    if (activations != "float" or rounding == "inputs") and not any(map(is_kernel, storage)):
+        raise CompressionError(
+            f"{activations=} and {rounding=} are for matrices of dense layers, of which the rules choose none"
+        )
     new = {}
     for name, kind in storage.items():
         leaf = among[name]
+        if isinstance(leaf, ProductRows):
+            raise CompressionError(
+                f"{name} is put together from parts, which stay as they are; give rules for the rest"
+            )
         if is_quantized(leaf):
             raise CompressionError(f"{name} is quantized already; dequantize the model first")
         try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from numbers import Integral
+from typing import Any, TypeGuard, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +108,11 @@ def chosen(names: Iterable[str], rules: T | Mapping[str, T]) -> dict[str, T]:
         if pattern != "*" and pattern not in found.values():
             raise CompressionError(f"pattern {pattern!r} is never reached: those before it match all that it matches")
     return {name: given[pattern] for name, pattern in found.items() if pattern is not None}
+
+
+def is_whole(number: Any) -> TypeGuard[int]:
+    """Whether it is a whole number, of Python or NumPy, and no truth value."""
+    return isinstance(number, Integral) and not isinstance(number, bool)
 
 
 def require_numbers(parameters: Any, then: str) -> None:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from ...kernels.product_rows import ProductRows
 from ..errors import CompressionError
+from .parameters import is_whole
 from .quantization import checked_table
 
 _ROUNDS = 25  # of k-means
@@ -113,6 +114,8 @@ def codes_by_order(vectors: Float[np.ndarray, "n parts"], n_codes: int, seed: in
     >>> codes_by_order(np.array([[0.1], [0.9], [0.5], [0.3]]), 2).T.tolist()
     [[0, 1, 1, 0]]
     """
+    if np.ndim(vectors) != 2:
+        raise CompressionError(f"vectors of shape {list(np.shape(vectors))} must be [n, parts]")
     _check_parts(vectors.shape[1], vectors.shape[1], n_codes)
     if not np.isfinite(vectors).all():
         row, column = np.argwhere(~np.isfinite(vectors))[0]
@@ -125,7 +128,7 @@ def codes_by_order(vectors: Float[np.ndarray, "n parts"], n_codes: int, seed: in
 
 
 def _check_parts(width: int, parts: int, n_codes: int) -> None:
-    if not isinstance(parts, int) or not 0 < parts <= width or width % parts:
+    if not is_whole(parts) or not 0 < parts <= width or width % parts:
         raise CompressionError(f"{parts=} must be a whole number that divides the {width} columns")
-    if not isinstance(n_codes, int) or not 2 <= n_codes <= 256:
+    if not is_whole(n_codes) or not 2 <= n_codes <= 256:
         raise CompressionError(f"{n_codes=} must be a whole number of 2 to 256: a code takes a byte")

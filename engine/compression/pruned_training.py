@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Int32
 
 from .parameters import chosen, compressible, is_kernel, named, replaced, rows_in_use
-from .pruning import largest
+from .pruning import check_share, largest
 
 if TYPE_CHECKING:
     import optax
@@ -68,7 +68,7 @@ def prune_gradually(
         every: Steps after which further weights are chosen.
 
     Raises:
-        CompressionError: In `init`, as `prune`.
+        CompressionError: In `init`, as `prune`, but for numbers that are not finite.
         ValueError: Steps out of range.
 
     Source: Zhu, Gupta 2017, "To prune, or not to prune: exploring the efficacy of pruning for model compression".
@@ -80,7 +80,10 @@ def prune_gradually(
 
     def init(parameters: Any) -> PruningState:
         among = compressible(parameters)
-        return PruningState({name: jnp.ones(among[name].shape, bool) for name in chosen(among, share)}, jnp.int32(0))
+        shares = chosen(among, share)
+        for name, part in shares.items():
+            check_share(name, among[name], part)
+        return PruningState({name: jnp.ones(among[name].shape, bool) for name in shares}, jnp.int32(0))
 
     def update(updates: Any, state: PruningState, parameters: Any = None) -> tuple[Any, PruningState]:
         if parameters is None:

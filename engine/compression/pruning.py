@@ -15,7 +15,7 @@ from ...kernels.product_rows import ProductRows
 from ...kernels.quantized_kernel import is_quantized
 from ..errors import CompressionError
 from .layer_inputs import LayerInputs, inputs_of
-from .parameters import chosen, compressible, is_kernel, parameters_of, replaced, rows_in_use, with_parameters
+from .parameters import chosen, compressible, is_kernel, is_whole, parameters_of, replaced, rows_in_use, with_parameters
 
 Among = Literal["all", "layer", "output"]
 
@@ -107,7 +107,7 @@ def prune_n_of_m(
     >>> prune_n_of_m(model, 1, 2, where="items").items.tolist()
     [[4.0, 0.0, 2.0, 0.0]]
     """
-    if not isinstance(n, int) or not isinstance(m, int) or not 0 < n < m:
+    if not is_whole(n) or not is_whole(m) or not 0 < n < m:
         raise ValueError(f"{n=} and {m=} must be whole numbers, n above 0 and below m")
     parameters = parameters_of(model)
     patterns = (where,) if isinstance(where, str) else where
@@ -181,14 +181,19 @@ def prunable(parameters: Any, share: float | Mapping[str, float]) -> dict[str, t
     among, found = compressible(parameters), {}
     for name, part in chosen(among, share).items():
         leaf = among[name]
-        if not isinstance(part, Real) or not 0 <= part < 1:
-            raise CompressionError(f"{name}: share {part!r} must be a number in [0, 1)")
+        check_share(name, leaf, part)
         if isinstance(leaf, Tracer):
             raise CompressionError(f"{name} is traced: prune outside of jit, and hold the zeros inside by keep_zeros")
-        if is_quantized(leaf):
-            raise CompressionError(f"{name} is quantized: prune first, then quantize")
-        found[name] = leaf, part
+        found[name] = jnp.asarray(leaf), part
     return found
+
+
+def check_share(name: str, leaf: Any, part: Any) -> None:
+    """Raises CompressionError for what is no share of weights to be pruned, or for weights that are quantized."""
+    if not isinstance(part, Real) or not 0 <= float(part) < 1:
+        raise CompressionError(f"{name}: share {part!r} must be a number in [0, 1)")
+    if is_quantized(leaf):
+        raise CompressionError(f"{name} is quantized: prune first, then quantize")
 
 
 def in_use(name: str, leaf: Array) -> Array:
@@ -208,9 +213,9 @@ def _score(name: str, leaf: Array, inputs: Mapping[str, LayerInputs] | None) -> 
 
 
 def largest(scores: Float[Array, "*rows n"], share: Any) -> Array:
-    """Where the largest of each row are, all but a share of them; of equal ones the first."""
+    """Where the largest of each row are, all but a share of them, and one at least; of equal ones the first."""
     n = scores.shape[-1]
-    gone = jnp.rint(jnp.asarray(share, jnp.float32) * n).astype(jnp.int32)
+    gone = jnp.minimum(jnp.rint(jnp.asarray(share, jnp.float32) * n).astype(jnp.int32), n - 1)
     order = jnp.argsort(jnp.flip(scores, -1), axis=-1)
     rank = jnp.flip(jnp.argsort(order, axis=-1), -1)
     return rank >= gone

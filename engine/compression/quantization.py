@@ -16,6 +16,7 @@ from ...kernels.half_bytes import packed
 from ...kernels.quantized_kernel import is_quantized
 from ...kernels.quantized_rows import Kind, QuantizedRows
 from ..errors import CompressionError
+from .parameters import is_whole
 
 Clip = Literal["none", "search"]
 _GREATEST = {"int8": 127.0, "int4": 7.0, "float8": 448.0, "bfloat16": float(jnp.finfo(jnp.bfloat16).max)}  # of a code
@@ -39,7 +40,7 @@ def quantize(
             "float8", with 3 bits behind the leading one, is finer near 0, "bfloat16" has 7 and a scale of 1; both are
             searched as float32.
         symmetric: Whether the offset is 0; else it is the middle of the row's range, of which a code has more to tell
-            where the numbers of a row are not around 0.
+            where the numbers of a row are not around 0; numbers that are 0 do not stay so.
         clip: "none" has codes for all of a row's range; "search" gives it up at both ends as far as the squared error
             of the row becomes less by it, which pays with 4 bits.
         exact: How many of the last columns stay as they are, such as biases.
@@ -115,14 +116,14 @@ def dequantize(quantized: Any) -> Any:
 def checked_table(table: Any, exact: int) -> None:
     """Raises CompressionError for what is no table of finite numbers, or is quantized."""
     if is_quantized(table):
-        raise CompressionError(f"these rows are {getattr(table, 'kind', 'quantized')} already; dequantize them first")
-    if not hasattr(table, "ndim") or jnp.iscomplexobj(table):
+        raise CompressionError(f"these rows are {getattr(table, 'kind', 'products')} already; dequantize them first")
+    if not hasattr(table, "ndim") or not any(jnp.issubdtype(table.dtype, kind) for kind in (jnp.floating, jnp.integer)):
         raise CompressionError(
             f"{type(table).__name__} is no table of real numbers: an array of NumPy or JAX is accepted"
         )
     if table.ndim != 2 or not table.size:
         raise CompressionError(f"a table of shape {list(table.shape)} has no rows of numbers")
-    if not isinstance(exact, int) or not 0 <= exact < table.shape[1]:
+    if not is_whole(exact) or not 0 <= exact < table.shape[1]:
         raise CompressionError(f"{exact=} must be a whole number below the {table.shape[1]} columns")
     if isinstance(table, Tracer):
         return

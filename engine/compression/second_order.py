@@ -18,7 +18,7 @@ def rounded_by_inputs(
     """Rows of the same scales and offsets, with codes by which `sum of |x W - x W'|^2` over the inputs is less.
 
     Column after column is rounded, and the error of each is taken back by those behind it, as far as the inputs go
-    together. Inputs that nothing was seen of count as 1 % of the mean.
+    together. Inputs that nothing was seen of count as 1 % of the mean. Without offsets weights of 0 stay 0.
 
     Args:
         weights: The numbers themselves.
@@ -44,6 +44,8 @@ def rounded_by_inputs(
     left, codes = exact.copy(), np.zeros(exact.shape, np.int8)
     for column in range(exact.shape[1]):
         whole = np.clip(np.rint((left[:, column] - offsets) / safe), -most, most)
+        if rows.offsets is None:
+            whole[exact[:, column] == 0] = 0  # what was pruned stays so; the columns behind take its share back
         codes[:, column] = whole
         error = (left[:, column] - (whole * scales + offsets)) / factor[column, column]
         left[:, column:] -= error[:, None] * factor[column, column:]

@@ -7,11 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from ...kernels.quantized_kernel import is_quantized
 from ..errors import CompressionError
 from ..factorization.algorithm import Factors
-from .parameters import name_of, named, parameters_of, require_numbers
+from .parameters import is_whole, name_of, named, parameters_of, require_numbers
 
 
 def tie(parameters: Any, to: Mapping[str, str]) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], Any]]:
@@ -93,13 +94,18 @@ def truncate(model: Factors, rank: int) -> Factors:
         )
     require_numbers(model, "truncate the factors first, then quantize")
     most = min(*model.users.shape, len(model.items))
-    if not isinstance(rank, int) or not 0 < rank < most:
+    if not is_whole(rank) or not 0 < rank < most:
         raise CompressionError(f"{rank=} must be a whole number above 0 and below {most}, the rank of the products")
     for side, table in (("users", model.users), ("items", model.items)):
+        if isinstance(table, Tracer):
+            raise CompressionError(f"the {side} are traced: truncate outside of jit")
         if not bool(jnp.all(jnp.isfinite(table))):
             raise CompressionError(f"the {side} have numbers that are not finite")
-    (of_users, left), (of_items, right) = (jnp.linalg.qr(table) for table in (model.users, model.items))
+    (of_users, left), (of_items, right) = (
+        jnp.linalg.qr(table.astype(jnp.float32)) for table in (model.users, model.items)
+    )
     u, sizes, v = jnp.linalg.svd(left @ right.T, full_matrices=False)
     root = jnp.sqrt(sizes[:rank])
     users, items = of_users @ (u[:, :rank] * root[None, :]), of_items @ (v[:rank].T * root[None, :])
-    return model._replace(users=users, items=items, slots=None)
+    dtypes = model.users.dtype, model.items.dtype
+    return model._replace(users=users.astype(dtypes[0]), items=items.astype(dtypes[1]), slots=None)

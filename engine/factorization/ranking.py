@@ -17,7 +17,7 @@ from .algorithm import Algorithm, Factors, Info
 from .objectives import BprSgd, LogisticSgd, RankingSgd, SoftmaxSgd
 from .parts import check_shape_parameters, require_at_least, scalar
 from .settings import with_settings
-from .sgd import Execution, epoch, execution_of, objective_with, start
+from .sgd import Execution, epoch, execution_of, objective_with, start, with_slots
 
 _STAGES, _LEAST_POOL = 16, 64  # of an epoch; and items that negatives are drawn from
 
@@ -193,4 +193,4 @@ def _ranking(
         goal = objective._replace(popularity=popularity)
         return start(key, data, rank, init_std, scalar(0.0), goal, execution)
 
-    return Algorithm(init, step, name)
+    return Algorithm(init, step, name, resume=functools.partial(with_slots, execution))

@@ -88,7 +88,7 @@ def biased_mf(
     def init(key: PRNGKeyArray, data: SparseMatrix) -> Factors:
         return start(key, data, rank, init_std, jnp.mean(data.by_user.values), objective, execution)
 
-    return Algorithm(init, _rating_step(execution), "biased MF")
+    return Algorithm(init, _rating_step(execution), "biased MF", resume=functools.partial(with_slots, execution))
 
 
 @functools.cache
@@ -121,11 +121,17 @@ def start(
     # Nothing moves the vector of a user without interactions, so it must not be a random one.
     users = jnp.where((jnp.diff(data.by_user.indptr) > 0)[:, None], users, 0.0)
     of_user, of_item = jnp.zeros(data.shape[0], jnp.float32), jnp.zeros(data.shape[1], jnp.float32)
-    slots = None
-    if execution.batch_size is not None:
-        name = execution.optimizer
-        slots = minibatch.start_slots((users, of_user), name), minibatch.start_slots((items, of_item), name)
-    return Factors(users, items, of_user, of_item, mean, objective, slots)
+    return with_slots(execution, Factors(users, items, of_user, of_item, mean, objective))
+
+
+def with_slots(execution: Execution, state: Factors, data: Any = None) -> Factors:
+    """The same with what the optimizer of batches remembers, where it lacks that: nothing yet."""
+    of_user, of_item = state.user_bias, state.item_bias
+    if execution.batch_size is None or state.slots is not None or of_user is None or of_item is None:
+        return state
+    sides = (state.users, of_user), (state.items, of_item)
+    users, items = (minibatch.start_slots(side, execution.optimizer) for side in sides)
+    return state._replace(slots=(users, items))
 
 
 def epoch(
@@ -153,7 +159,7 @@ def epoch(
     slots, batch_size = state.slots, execution.batch_size
     if batch_size is not None:
         if slots is None:
-            raise ValueError("the state was made without a batch_size; make it by the init of this algorithm")
+            raise ValueError("the state lacks what batches remember; make it by the init or resume of this algorithm")
         new, slots, total = minibatch.sweep(
             tables, slots, rows, order, negatives, batch_size=batch_size, optimizer=execution.optimizer, **options
         )
