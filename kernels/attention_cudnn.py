@@ -46,8 +46,6 @@ def reason(queries, keys, values, *biases: jax.Array | None, activation: str) ->
         return f"arrays of {sorted(kinds)} must all be bfloat16 or float16"
     if width != depth or width % 8 or width > _WIDEST:
         return f"vectors of {width} and {depth} numbers must be equally wide, a multiple of 8 up to {_WIDEST}"
-    if not queries.size:
-        return "nothing is to be attended to"
     if "cuda" not in platforms():
         return f'implementation="cudnn" is not to be had in this process, which has {", ".join(sorted(platforms()))}'
     return None

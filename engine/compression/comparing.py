@@ -79,7 +79,7 @@ def compare(
     >>> from affinax.engine.compression import quantize_model
     >>> from affinax.engine.factorization import fit, implicit_als
     >>> train = Interactions.from_coo([0, 0, 1, 1, 2], [0, 1, 0, 2, 2])
-    >>> test = Interactions.from_coo([0], [2], n_users=3, n_items=3)
+    >>> test = Interactions.from_coo([0, 1], [2, 1], n_users=3, n_items=3)
     >>> model, _ = fit(implicit_als(8), train, key=jax.random.key(0), steps=2, progress=False)
     >>> whole, small = compare({"float32": model, "int8": quantize_model(model)}, test, train=train, k=1)
     >>> (whole.memory, small.memory), small.changes["ndcg_at_1"]
