@@ -112,6 +112,9 @@ def recommend(
     user: Annotated[list[str] | None, typer.Option(help="Id of a user; repeatable")] = None,
     liked: Annotated[list[str] | None, typer.Option(help="Instead: an item that a newcomer liked; repeatable")] = None,
     k: K = 10,
+    include_seen: Annotated[
+        bool, typer.Option("--include-seen", help="Also answer what they have met already, for what is met again")
+    ] = False,
     json_out: Json = None,
     seed: Seed = 0,
 ) -> None:
@@ -124,11 +127,12 @@ def recommend(
     if liked:
         if user:
             raise ValueError("give either --user or --liked")
-        frame = recommender.recommend(history=outside_ids(liked, recommender, "item"), k=k)
+        asked = {"history": outside_ids(liked, recommender, "item")}
     elif user:
-        frame = recommender.recommend(outside_ids(user, recommender, "user"), k=k)
+        asked = {"users": outside_ids(user, recommender, "user")}
     else:
         raise ValueError("give --user ID (or --liked ITEM for someone new)")
+    frame = recommender.recommend(**asked, k=k, exclude_seen=not include_seen)
     print_frame(frame)
     if json_out:
         write_json(json_out, frame.to_dicts())
@@ -251,6 +255,7 @@ def compress(
     k: K = 10,
     json_out: Json = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw size against quality, as PNG")] = None,
+    seed: Seed = 0,
 ) -> None:
     """Make a saved model smaller, and say what that saves and costs."""
     from .options import compressed, read_file, storage_rules
@@ -267,7 +272,7 @@ def compress(
     if not rules and pq is None and prune is None and rank is None:
         raise ValueError("say how: --int8, --int4, --pq PARTS, --rule PATTERN=KIND, --prune SHARE or --rank COLUMNS")
     whole = Recommender.load(model)
-    how = {"pq": pq, "dynamic": dynamic, "clip": clip, "prune": prune, "rank": rank}
+    how = {"pq": pq, "dynamic": dynamic, "clip": clip, "prune": prune, "rank": rank, "seed": seed}
     held_out = read_file(test, columns, header, missing, duplicates, like=whole.train) if test else None
     small = whole.with_model(compressed(whole.model, rules, **how))
     bills = []

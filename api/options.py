@@ -244,8 +244,11 @@ def compressed(
     clip: bool,
     prune: float | None,
     rank: int | None,
+    seed: int,
 ) -> Any:
     """A model truncated, pruned and quantized, as far as each is asked for."""
+    import jax
+
     from .engine import compression
     from .engine.compression.parameters import tables_of
 
@@ -267,4 +270,4 @@ def compressed(
     if not rules:
         return model
     how: dict[str, Any] = {"clip": "search" if clip else "none", "activations": "dynamic" if dynamic else "float"}
-    return compression.quantize_model(model, rules, **how)
+    return compression.quantize_model(model, rules, key=jax.random.key(seed), **how)

@@ -134,7 +134,7 @@ class FusionTransformer(nnx.Module):
             given = inputs[name]
             if name in where and name not in self.of_ids:
                 # What is missing may be anything, NaN too.
-                own = jnp.asarray(where[name]).reshape(*where[name].shape, *[1] * (1 + (name in self.several)))
+                own = where[name].reshape(*where[name].shape, *[1] * (1 + (name in self.several)))
                 given = jnp.where(own, given, 0)
             encoded, there = self._encoded(name, given)
             if name in where:

@@ -117,7 +117,7 @@ class SASRec(nnx.Module):
 
         Raises:
             ValueError: More places than the model has positions.
-        InteractionError: An item, segment or position that is none, where they are concrete.
+            InteractionError: An item, segment or position that is none, where they are concrete.
         """
         segments, positions = places(items, segments, positions, self.length)
         vectors = self.items(items, table) * self.items.width**0.5

@@ -31,6 +31,7 @@ gc.set_threshold(200_000, 20, 20)
 LONGEST = (
     "test_item_content.py",
     "test_bayesian.py",
+    "test_sequence_recommenders.py",
     "test_sequential.py",
     "test_doctests.py",
     "test_sgd.py",

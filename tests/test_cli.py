@@ -69,6 +69,9 @@ def test_fit_then_recommend(run, files, tmp_path):
     status, text, _ = run("recommend", model, "--liked", "101", "--liked", "104", "-k", 2)
     assert status == 0
     assert "score" in text
+    for more, again in ([], False), (["--include-seen"], True):
+        assert run("recommend", model, "--liked", "101", "-k", 30, "--json", out, *more)[0] == 0
+        assert (101 in [answer["item"] for answer in json.loads(out.read_text())]) is again
 
     assert "'u99' is neither an id" in _error(run("recommend", model, "--user", "u99"))
     assert "99 is neither an id nor a title" in _error(run("recommend", model, "--liked", "99"))

@@ -75,6 +75,14 @@ def test_few_distinct_rows_come_back_exactly():
     np.testing.assert_array_equal(quantize_products(jnp.zeros((3, 4)), 2, 2).floats(), np.zeros((3, 4)))
 
 
+def test_models_are_put_together_by_the_same_key():
+    key = jax.random.key(3)
+    small = quantize_model(Factors(TABLE, TABLE), {"items": ("product", 4)}, key=key)
+    rows = quantize_products(TABLE, 4, 256, key=key)
+    np.testing.assert_array_equal(small.item_table().codes, rows.codes)
+    assert (quantize_products(TABLE, 4, 256).codes != rows.codes).any()
+
+
 def test_codes_by_order():
     vectors = np.array([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0], [0.0, 0.0], [9.0, 0.0], [8.0, 0.0]])
     codes = codes_by_order(vectors, 3)
@@ -235,7 +243,7 @@ def test_a_bill_is_read_at_eighty_columns(fitted, halves, capsys, monkeypatch):
 
 def test_rules_of_the_command_line():
     """Those that are named first, then products, then the rest."""
-    wide = {"pq": 4, "dynamic": False, "clip": False, "prune": None, "rank": None}
+    wide = {"seed": 0, "pq": 4, "dynamic": False, "clip": False, "prune": None, "rank": None}
     model = Factors(jnp.tile(TABLE, (4, 1)), jnp.tile(TABLE, (4, 1)))
     found = compressed(model, storage_rules(True, False, ["users=int4"]), **wide)
     assert (found.users.kind, type(found.items)) == ("int4", ProductRows)

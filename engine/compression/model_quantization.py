@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
 
 from ...kernels.product_rows import ProductRows
 from ...kernels.quantized_kernel import Activations, QuantizedKernel, is_quantized
@@ -29,6 +30,7 @@ def quantize_model(
     activations: Activations = "float",
     rounding: Rounding = "nearest",
     inputs: Mapping[str, LayerInputs] | None = None,
+    key: PRNGKeyArray | None = None,
 ) -> Any:
     """A trained model with its tables of vectors and matrices of dense layers in fewer bits, which answers as before.
 
@@ -46,6 +48,7 @@ def quantize_model(
         rounding: "nearest", or so that with the `inputs` as they were seen the outputs of dense layers change least;
             see `second_order`.
         inputs: What `models.inputs_of_layers` saw of each dense layer.
+        key: See `quantize_products`.
 
     Raises:
         CompressionError: Nothing to quantize, a pattern that matches nothing (nearest names are offered), an array
@@ -87,7 +90,7 @@ def quantize_model(
             raise CompressionError(f"{name} is quantized already; dequantize the model first")
         try:
             if isinstance(kind, tuple | list) or kind == "product":
-                new[name] = _products(name, leaf, (kind,) if kind == "product" else kind)
+                new[name] = _products(name, leaf, (kind,) if kind == "product" else kind, key)
             elif not is_kernel(name):
                 new[name] = quantize(leaf, kind, symmetric=symmetric, clip=clip)
             else:
@@ -109,12 +112,12 @@ def quantize_model(
     return with_parameters(model, replaced(parameters, new))
 
 
-def _products(name: str, table: Any, kind: Any) -> Any:
+def _products(name: str, table: Any, kind: Any, key: PRNGKeyArray | None) -> Any:
     if len(kind) != 2 or kind[0] != "product":
         raise CompressionError(f'{kind} must be int8, int4, float8, bfloat16 or ("product", parts)')
     if is_kernel(name):
         raise CompressionError("products are for tables of vectors, and not for matrices of dense layers")
-    return quantize_products(table, kind[1], min(256, table.shape[0]))
+    return quantize_products(table, kind[1], min(256, table.shape[0]), key=key)
 
 
 def _kernel(

@@ -128,9 +128,9 @@ def fit(
     run = Run(*jax.tree.flatten(jax.tree.map(huge_pages.copy, start)))
     saved = None
     if checkpoint is not None:
-        settings = {"algorithm": algorithm.name, "key": key_in_words(key), "examples": source.examples}
-        settings |= {"batch_size": source.size, "validate_every": every if validate else None}
-        settings = {**settings, "data": data_in_words(interactions), **algorithm.settings, **settings}
+        of_run = {"algorithm": algorithm.name, "key": key_in_words(key), "examples": source.examples}
+        of_run |= {"validate_every": every if validate else None, "data": data_in_words(interactions)}
+        settings = {**of_run, **algorithm.settings, "batch_size": source.size}
         saved = SavedRun(Path(checkpoint), settings)
         run = saved.restored(run)
     first = len(run.losses) + 1
