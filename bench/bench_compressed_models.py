@@ -77,12 +77,19 @@ def validator(train: Sequences, validation: Interactions) -> Any:
     return validate
 
 
-def trained_on(model: Any, parts: Any, optimizer: Any, epochs: int, settings: Any = MOVIELENS, **options: Any) -> Any:
-    """A model after some epochs more, of which the best by validation counts."""
+def trained_on(
+    model: Any, parts: Any, optimizer: Any, epochs: int, settings: Any = MOVIELENS, rules: Any = None
+) -> Any:
+    """A model after some epochs more, of which the best by validation counts; by `rules` in fewer bits."""
     kept, validation = parts
-    algorithm = models.sequence_retriever(models.SASRec, **settings, optimizer=optimizer, **options)
+    view = None if rules is None else rounded(rules)
+    algorithm = models.sequence_retriever(models.SASRec, **settings, optimizer=optimizer, view=view)
     steps = algorithm.batches(kept, np.zeros(2, np.uint32)).steps(1)
-    validate = validator(kept, validation)
+    score = validator(kept, validation)
+
+    def validate(model: Any) -> float:
+        return score(model if rules is None else quantize_model(model, rules))
+
     own = {"validate": validate, "validate_every": 3 * steps, "patience": 4, "progress": False}
     return fit(algorithm, kept, key=jax.random.key(1), epochs=epochs, state=model, **own)[0]
 
@@ -145,7 +152,7 @@ def test_sasrec_trained_in_fewer_bits():
     rules = {"items.embedding.table": "int4", "*.kernel": "int4"}
     named = {"whole": model}
     for name, own in {"table": {"items.embedding.table": "int4"}, "all": rules}.items():
-        seen = trained_on(model._replace(training=None), known.leave_last(), optax.adam(3e-4), 9, view=rounded(own))
+        seen = trained_on(model._replace(training=None), known.leave_last(), optax.adam(3e-4), 24, rules=own)
         named |= {f"{name} int4, trained so": quantize_model(seen, own)}
     record("compressed_models", {"SASRec on ML-1M trained in fewer bits": bills(named, known, test)})
 
