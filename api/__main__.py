@@ -251,7 +251,7 @@ def compress(
     columns: Columns = None,
     header: Header = None,
     missing: Missing = "error",
-    duplicates: Annotated[str, typer.Option(help="Repeated pairs: error, last, sum or mean")] = "error",
+    duplicates: Repetitions = "error",
     k: K = 10,
     json_out: Json = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw size against quality, as PNG")] = None,
@@ -273,7 +273,8 @@ def compress(
         raise ValueError("say how: --int8, --int4, --pq PARTS, --rule PATTERN=KIND, --prune SHARE or --rank COLUMNS")
     whole = Recommender.load(model)
     how = {"pq": pq, "dynamic": dynamic, "clip": clip, "prune": prune, "rank": rank, "seed": seed}
-    held_out = read_file(test, columns, header, missing, duplicates, like=whole.train) if test else None
+    once = "last" if duplicates == "keep" else duplicates  # what is to be found counts once
+    held_out = read_file(test, columns, header, missing, once, like=whole.train) if test else None
     small = whole.with_model(compressed(whole.model, rules, **how))
     bills = []
     if held_out is not None:

@@ -16,15 +16,22 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from .engine.compression import quantize
 from .engine.data import Interactions
 from .kernels import (
+    attention,
     co_rated,
+    cross_entropy,
     cross_network,
+    deep_cross,
     dense,
     embedding,
+    int8,
+    int8_tiles,
     least_squares,
     neighbor_mean,
     pair_products,
+    quantized_rows,
     sampling,
     sgd,
     sparse_product,
@@ -59,6 +66,8 @@ def run(seed: int = 0) -> bool:
     healthy = True
     for op, check in track(_CHECKS.items(), "comparing kernels", console=console, transient=True):
         for platform_name in implementations(op):
+            if op in _IN_16_BITS and platform_name != "cpu":
+                continue  # where results agree to less
             began = time.perf_counter()
             name: Implementation = "numba" if platform_name == "cpu" else "pallas"
             try:
@@ -182,6 +191,56 @@ def _pair_products_gradient(rng: np.random.Generator, name: Implementation) -> A
     return jax.vjp(lambda v: pair_products.pair_products(v, implementation=name), vectors)[1](slopes)
 
 
+def _attention(rng: np.random.Generator, name: Implementation) -> Any:
+    segments = jnp.zeros((8, 50), jnp.int32)
+    return attention.attention(*_attended(rng), segments, causal=True, implementation=name)
+
+
+def _attention_gradient(rng: np.random.Generator, name: Implementation) -> Any:
+    given, slopes = _attended(rng), _table(rng, 8 * 50 * 2, 16).reshape(8, 50, 2, 16)
+    attend = functools.partial(attention.attention, segments=jnp.zeros((8, 50), jnp.int32), causal=True)
+    return jax.vjp(functools.partial(attend, implementation=name), *given)[1](slopes)
+
+
+def _attended(rng: np.random.Generator) -> tuple[jax.Array, jax.Array, jax.Array]:
+    q, k, v = (_table(rng, 8 * 50 * 2, 16).reshape(8, 50, 2, 16) for _ in range(3))
+    return q, k, v
+
+
+def _cross_entropy(rng: np.random.Generator, name: Implementation) -> Any:
+    labels = jnp.asarray(rng.integers(-1, 3000, 1000), jnp.int32)
+    given = _table(rng, 1000, 16), _table(rng, 3000, 16)
+    return jax.value_and_grad(
+        lambda hidden, table: cross_entropy.cross_entropy(hidden, table, labels, implementation=name), (0, 1)
+    )(*given)
+
+
+def _deep_cross(rng: np.random.Generator, name: Implementation) -> Any:
+    return deep_cross.logits(*_deeply_crossed(rng), implementation=name)
+
+
+def _deep_cross_gradient(rng: np.random.Generator, name: Implementation) -> Any:
+    slopes = _table(rng, 1000)
+    given = _deeply_crossed(rng)
+    return jax.vjp(functools.partial(deep_cross.logits, implementation=name), *given)[1](slopes)
+
+
+def _deeply_crossed(rng: np.random.Generator) -> tuple[Any, Any, Any, Any]:
+    x, weights, biases = _crossed(rng)
+    return x, (weights, biases), _layers(rng, 21, 32, 16), (_table(rng, 21), _table(rng, 16))
+
+
+def _int8(rng: np.random.Generator, name: Implementation) -> Any:
+    a, b = (jnp.asarray(rng.integers(-127, 128, (n, 100)), jnp.int8) for n in (300, 200))
+    return int8.product(a, b, implementation=name)
+
+
+def _quantized_rows(rng: np.random.Generator, name: Implementation) -> Any:
+    queries, items = _table(rng, 40, 16), _table(rng, 3000, 16)
+    tables = [quantize(items, kind, symmetric=symmetric) for kind in ("int8", "int4") for symmetric in (True, False)]
+    return [quantized_rows.search(q, t, 10, implementation=name) for q in (queries, queries[:1]) for t in tables]
+
+
 def _bags(rng: np.random.Generator) -> CSR:
     """10,000 of a thousand rows, which have many entries each, with weights."""
     weights = jnp.asarray(rng.uniform(0.5, 2.0, 60_000), jnp.float32)
@@ -254,10 +313,15 @@ _CHECKS = {
     neighbor_mean.OP: _neighbor_mean,
     sgd.OP: _sgd,
     svd_plus_plus.OP: _svd_plus_plus,
+    attention.OP: _attention,
+    attention.GRADIENT: _attention_gradient,
+    cross_entropy.OP: _cross_entropy,
     dense.OP: _dense,
     dense.GRADIENT: _dense_gradient,
     cross_network.OP: _cross,
     cross_network.GRADIENT: _cross_gradient,
+    deep_cross.OP: _deep_cross,
+    deep_cross.GRADIENT: _deep_cross_gradient,
     pair_products.OP: _pair_products,
     pair_products.GRADIENT: _pair_products_gradient,
     embedding.LOOKUP: _lookup,
@@ -271,6 +335,9 @@ _CHECKS = {
     sampling.STAGES: _stages,
     sampling.NEGATIVES: _negatives,
 }
+if int8_tiles.available():  # else nothing is written for this CPU
+    _CHECKS |= {int8.OP: _int8, quantized_rows.OP: _quantized_rows}
+_IN_16_BITS = {attention.OP, attention.GRADIENT}  # on accelerators
 
 
 def _difference(found: Any, expected: Any) -> float:

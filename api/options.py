@@ -266,6 +266,8 @@ def compressed(
             raise ValueError(f"--pq {pq} must divide the columns of a table that is smaller by it: there are {sizes}")
         others = {pattern: kind for pattern, kind in rules.items() if pattern != "*"}
         free = [name for name in fitting if not any(fnmatch.fnmatchcase(name, pattern) for pattern in others)]
+        if not free:
+            raise ValueError(f"--pq {pq}: the rules take every table that it fits, {', '.join(fitting)}")
         rules = others | {name: fitting[name] for name in free} | rules
     if not rules:
         return model

@@ -121,7 +121,7 @@ def described(bill: Bill, first: Bill) -> dict[str, Any]:
 def test_sasrec_in_fewer_bits():
     model, train, known, test = whole_model()
     rows = with_history(model, train)
-    windows = [rows._windows(jnp.arange(start, start + 128, dtype=jnp.int32))[0] for start in range(0, 1024, 128)]
+    windows = [rows.windows(jnp.arange(start, start + 128, dtype=jnp.int32)) for start in range(0, 1024, 128)]
     inputs = models.inputs_of_layers(model, windows)
     table, rest = "items.embedding.table", "*.kernel"
     named = {

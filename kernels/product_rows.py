@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 
@@ -60,7 +61,7 @@ class ProductRows:
 
 def checked_index(index: Any, n: int) -> Array:
     """Ids of rows: IndexError for a whole number beyond them, TypeError for what is none."""
-    if isinstance(index, int) and not isinstance(index, bool) and not -n <= index < n:
+    if isinstance(index, int | np.integer) and not isinstance(index, bool) and not -n <= index < n:
         raise IndexError(f"row {index} of {n}")
     ids = None if isinstance(index, tuple) else jnp.asarray(index)
     if ids is None or not jnp.issubdtype(ids.dtype, jnp.integer):

@@ -81,7 +81,7 @@ def _of_bytes(x: Array, kernel: QuantizedKernel) -> Array:
     else:
         scale = kernel.reach / 127
         codes = jnp.clip(jnp.rint(x / scale), -127, 127).astype(jnp.int8)
-        scales = jnp.broadcast_to(scale, x.shape[:1])
+        scales = jnp.where(jnp.isnan(x).any(axis=1), jnp.nan, scale)  # of which no byte tells
     sums = int8.product(codes, unpacked(rows.codes, rows.width))
     found = sums.astype(jnp.float32) * scales[:, None] * rows.scales[None, :]
     if rows.offsets is not None:

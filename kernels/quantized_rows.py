@@ -123,7 +123,8 @@ def search(
     """Items with the highest products with queries, which are made bytes as well: sums of products are exact, in int32.
 
     Args and Returns: As `top_k.search`; but the products with exact columns, the last of the queries, are float32.
-    Codes that are floats are multiplied as float32, and the table is held as that for the time.
+    Codes that are floats are multiplied as float32, and the table is held as that for the time. Gradients are those of
+    the queries alone, by the numbers that codes stand for: rounding passes them on.
 
     Raises:
         ValueError: k below 1 or widths that differ.
@@ -145,7 +146,7 @@ def search(
         seen, seen_rows = nothing_seen(batch)
     exclude = jnp.zeros((batch, 0), jnp.int32) if exclude is None else exclude
     allow = jnp.zeros(0, bool) if allow is None else allow
-    return _search(queries, items, (seen.indptr, seen.indices, seen_rows, exclude, allow), k, implementation)
+    return _differentiable(queries, items, (seen.indptr, seen.indices, seen_rows, exclude, allow), k, implementation)
 
 
 @functools.partial(jax.jit, static_argnames=("k", "implementation"))
@@ -160,6 +161,23 @@ def _search(
     of_items = item_codes, items.scales, offsets, items.exact
     arguments = map(jnp.asarray, (*of_queries, *of_items, *masks))
     return dispatch(OP, *arguments, implementation=implementation, k=k)
+
+
+_differentiable: Any = jax.custom_vjp(_search, nondiff_argnums=(3, 4))
+
+
+def _search_forward(queries, items, masks, k, implementation):
+    ids, scores = _search(queries, items, masks, k, implementation)
+    return (ids, scores), (items, ids)
+
+
+def _search_backward(k, implementation, residuals, cotangent):
+    items, ids = residuals
+    weight = jnp.where(ids >= 0, cotangent[1], 0.0)[..., None]
+    return jnp.sum(weight * items[jnp.maximum(ids, 0)], axis=1), None, None
+
+
+_differentiable.defvjp(_search_forward, _search_backward)
 
 
 def _reference(codes, scales, columns, item_codes, item_scales, offsets, exact, *masks, k: int):

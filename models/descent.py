@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
@@ -50,7 +52,8 @@ def network_algorithm(
 
     def resume(model: Any, x: Any) -> Any:
         model = renewed(model, x)
-        return model if model.training is not None else _with_state(model, start_training(model.network, optimizer))
+        fresh = _with_state(model, start_training(model.network, optimizer))
+        return model if _alike(model.training, fresh.training) else fresh  # which is of another optimizer
 
     return Algorithm(init, step, name, batches, resume)
 
@@ -58,6 +61,12 @@ def network_algorithm(
 def _with_state(model: Any, state: TrainingState) -> Any:
     """The parameters are in the model alone, once."""
     return model._replace(network=state.parameters, training=state._replace(parameters=None))
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two pytrees have arrays of the same names, shapes and dtypes."""
+    kinds = [[(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(tree)] for tree in (one, other)]
+    return jax.tree.structure(one) == jax.tree.structure(other) and kinds[0] == kinds[1]
 
 
 def require_same(model: Any, x: Any, *sides: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -20,10 +21,11 @@ def inputs_of_layers(model: Any, examples: Iterable[Any]) -> dict[str, LayerInpu
 
     Args:
         model: A network, or a model that has one.
-        examples: The arguments of its calls: an array each, a tuple of several, or a dict of them by name.
+        examples: The arguments of its calls: an array each, a tuple of several, or a dict of them by name, such as
+            `windows` of a `SequenceNetwork`.
 
     Returns:
-        For each `Linear`, under its name in the network, what it was given.
+        For each `Linear`, under its name in the network, what it was given; of sequences at places that have an event.
 
     Raises:
         CompressionError: No examples, no dense layer that read them, or inputs that are not finite.
@@ -39,10 +41,14 @@ def inputs_of_layers(model: Any, examples: Iterable[Any]) -> dict[str, LayerInpu
         raise CompressionError(f"{type(model).__name__} has no network, and so no layers")
     network: Any = jax.tree.map(lambda leaf: leaf, parameters_of(model))  # a copy, whose layers watch
     seen: dict[str, LayerInputs] = {}
+    there: np.ndarray | None = None  # places of sequences that are no padding
 
     def watch(name: str) -> Any:
         def see(x: Any) -> None:
-            rows = np.asarray(x, np.float64).reshape(math.prod(x.shape[:-1]), x.shape[-1])
+            rows = np.asarray(x, np.float64)
+            if there is not None and there.shape == rows.shape[:-1]:
+                rows = rows[there]
+            rows = rows.reshape(math.prod(rows.shape[:-1]), rows.shape[-1])
             reach = float(np.abs(rows).max(initial=0.0))
             if not np.isfinite(reach):
                 raise CompressionError(f"{name} is given numbers that are not finite")
@@ -58,9 +64,12 @@ def inputs_of_layers(model: Any, examples: Iterable[Any]) -> dict[str, LayerInpu
     n = 0
     for n, example in enumerate(examples, start=1):  # noqa: B007
         if isinstance(example, dict):
-            network(**example)
+            call, items = functools.partial(network, **example), example.get("items")
         else:
-            network(*(example if isinstance(example, tuple) else (example,)))
+            given = example if isinstance(example, tuple) else (example,)
+            call, items = functools.partial(network, *given), given[0]
+        there = np.asarray(items) >= 0 if hasattr(network, "masks") else None
+        call()
     if n == 0:
         raise CompressionError("no examples: calibration needs some, such as users that the model was trained on")
     if not seen:

@@ -223,8 +223,7 @@ class Linear(nnx.Module):
         kernel = self.kernel[...]
         if isinstance(kernel, QuantizedKernel):
             found = kernel.product(x)
-            found += jnp.broadcast_to(self.weights()[1], found.shape)
-            return found if self.dtype is None else found.astype(self.dtype)
+            return found + jnp.broadcast_to(self.weights()[1], found.shape)
         return network(self._cast(x), [self.weights()], implementation=self.implementation)
 
     @property

@@ -138,6 +138,7 @@ def tower_retriever(
     columns: Sequence[str] | str = (),
     width: int = 64,
     hidden: Sequence[int] = (),
+    share: bool = False,
     users: bool = True,
     history: bool = False,
     length: int = 50,
@@ -161,7 +162,7 @@ def tower_retriever(
 
     Args:
         columns: Of the side tables: fields besides the ids; see `engine.data.fields`.
-        width, hidden, normalize, temperature, dropout, init_std, sharing: Of `TwoTower`.
+        width, hidden, share, normalize, temperature, dropout, init_std, sharing: Of `TwoTower`.
         users: Whether users have vectors of their own, besides `history` and columns.
         history: Whether users have histories: what they met before, or, without timestamps, besides. With them the
             towers know newcomers, too; to rank for those who are known they are often the worse.
@@ -205,6 +206,7 @@ def tower_retriever(
             item_sizes=of_items.sizes,
             width=width,
             hidden=hidden,
+            share=share,
             history=history,
             normalize=normalize,
             temperature=temperature,

@@ -41,6 +41,8 @@ def partition_specs(tree: Any, rules: Rules = RULES) -> Any:
         for pattern, found in rules:
             if re.search(pattern, name):
                 # A number that belongs to a table, such as a count, has no rows.
+                if name.endswith(".centroids"):  # which rows of any device are put together from
+                    return P()
                 if name.endswith((".scales", ".offsets")):  # of quantized rows, which are shared as these are
                     return P(*found[: leaf.ndim])
                 if len(found) > leaf.ndim and leaf.ndim > 0:

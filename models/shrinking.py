@@ -36,7 +36,8 @@ def shrink(
     Args:
         model: A trained model that has a network.
         hidden: Width between dense layers, as in the network's own settings: neurons are left whose weights are the
-            largest, both those that they are computed by and those that they are multiplied with.
+            largest, both those that they are computed by and those that they are multiplied with. Widths that a network
+            reads elsewhere too have to stay: the last of some, and of `NeuMF` the first.
         heads: Of each attention, for `SASRec` and `BERT4Rec` as are all that follow: those whose values are.
         head_width: Of the vectors of a head: products of queries with keys, and of values with what is made of them,
             are those of the nearest matrices of this rank.
@@ -121,7 +122,9 @@ def _as_built(plan: Blueprint, network: Any) -> Any:
     """The parameters of a network that was cut down, in one that is built as small."""
     shape, leaves = jax.eval_shape(plan.build, jax.random.key(0)), named(network)
     if leaves.keys() != named(shape).keys():
-        raise CompressionError(f"{plan.network} cannot be cut so: its layers would not be as many as they are")
+        raise CompressionError(
+            f"{plan.network} cannot be cut so: its layers would not be as many as they are; give hidden all widths"
+        )
 
     def leaf(path: Any, expected: Any) -> Any:
         found = leaves[name_of(path)]
@@ -208,6 +211,8 @@ def _smaller_heads(attention: Any, heads: int | None, head_width: int | None) ->
         weights, after, attention.heads = weights[:, :, kept], after[kept], heads
     if head_width is not None:
         _below("head_width", head_width, inner)
+        if head_width > len(weights):
+            raise CompressionError(f"{head_width=} must be at most {len(weights)}: products have no higher rank")
         if attention.rotary:
             raise CompressionError(
                 "rotary positions turn pairs of numbers, which a smaller head_width would tear apart"

@@ -259,15 +259,18 @@ class SequenceNetwork(NamedTuple):
         part = min(_SEQUENCES, 1 << max(n - 1, 0).bit_length())
         rows = jnp.pad(users, (0, -n % part)).reshape(-1, part)
         if len(rows) == 1:
-            return _last_places(self.network, *self._windows(rows[0]), vectors)[:n]
+            return _last_places(self.network, self.windows(rows[0]), vectors)[:n]
         after = _after(self._replace(modalities=None, training=None), vectors, rows)
         return after.reshape(-1, after.shape[-1])[:n]
 
     def _fused(self) -> Array | None:
         return None if self.modalities is None else _table(self.network.items, self.modalities)
 
-    def _windows(self, users: Array) -> tuple[Array, Array | None]:
-        """The last items of some users, with a mask behind them where the network reads masks, and their times."""
+    def windows(self, users: Int32[Array, " batch"]) -> dict[str, Array]:
+        """What the network is called with for some users: their last items, `[batch, length]`, padded with -1.
+
+        Behind them is a mask where the network reads masks, beside them are their times where it reads times.
+        """
         masks = self.network.masks
         n = self.network.length - masks
         places = self.history.indptr[users + 1][:, None] + jnp.arange(-n, 0, dtype=jnp.int32)[None, :]
@@ -277,7 +280,7 @@ class SequenceNetwork(NamedTuple):
         times = None if self.times is None else jnp.where(there, self.times[events], 0)
         if masks:
             items = jnp.pad(items, ((0, 0), (0, 1)), constant_values=self.n_items)
-        return items, times
+        return {"items": items} | ({} if times is None else {"times": times})
 
     def item_table(self) -> Table:
         """Vectors of items, with their biases, if there are any, in the last column."""
@@ -328,17 +331,16 @@ def _table(items: Any, modalities: Modalities) -> Array:
 
 
 @jax.jit
-def _last_places(network: Any, items: Array, times: Array | None, vectors: Array | None) -> Array:
+def _last_places(network: Any, windows: dict[str, Array], vectors: Array | None) -> Array:
     """Vectors of the last places, with a 1 behind where items have biases."""
-    more = {} if times is None else {"times": times}
-    after = network(items, table=vectors, **more)[:, -1].astype(jnp.float32)
+    after = network(**windows, table=vectors)[:, -1].astype(jnp.float32)
     return after if network.item_bias() is None else jnp.concatenate([after, jnp.ones_like(after[:, :1])], axis=1)
 
 
 @jax.jit
 def _after(model: SequenceNetwork, vectors: Array | None, rows: Array) -> Array:
     """Vectors of many users, some at a time."""
-    return lax.map(lambda users: _last_places(model.network, *model._windows(users), vectors), rows)
+    return lax.map(lambda users: _last_places(model.network, model.windows(users), vectors), rows)
 
 
 def _copied(network: Any) -> Any:

@@ -30,6 +30,7 @@ class TwoTower(nnx.Module):
         item_sizes: How many ids each field of items has; the first is the item itself.
         width: Of the vectors.
         hidden: Layers of each tower, before the last, of `width`.
+        share: Whether both sides have one tower, which takes as many vectors side by side for users as for items.
         history: Whether users have one.
         normalize: Whether vectors get length 1: the product is a cosine then.
         temperature: See above.
@@ -45,7 +46,8 @@ class TwoTower(nnx.Module):
         rngs: Random numbers.
 
     Raises:
-        ValueError: Users without anything, a temperature of 0 or less, or a table of another shape.
+        ValueError: Users without anything, a temperature of 0 or less, a table of another shape, or sides that cannot
+            share a tower.
 
     Source: Yi et al. 2019, "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations"; the
     history: Mao et al. 2021, "SimpleX: A Simple and Strong Baseline for Collaborative Filtering", equation 4.
@@ -62,6 +64,7 @@ class TwoTower(nnx.Module):
         *,
         width: int = 64,
         hidden: Sequence[int] = (),
+        share: bool = False,
         history: bool = True,
         normalize: bool = True,
         temperature: float = 0.1,
@@ -95,12 +98,17 @@ class TwoTower(nnx.Module):
             _begin("item_bias", self.bias, jnp.asarray(item_bias)[:, None])
         self.projection = Linear(width, width, use_bias=False, **shared) if history else None
         tower = {"linear_end": True, "dropout": dropout, **shared}
-        parts = len(user_sizes) + history
-        self.user_tower = Dense([parts * width, *hidden, width], **tower) if len(hidden) else None
+        parts, n_fields = len(user_sizes) + history, len(item_sizes) + (fusion is not None)
+        if share and (not len(hidden) or parts != n_fields):
+            raise ValueError(
+                f"{share=} is for {hidden=} layers that take as many vectors for users as for items; there are {parts} "
+                f"and {n_fields}, histories and content among them"
+            )
+        own = len(hidden) and not share
+        self.user_tower = Dense([parts * width, *hidden, width], **tower) if own else None
         self.fusion = None if fusion is None else FusionTransformer(**dict(fusion), width=width, **shared)
-        n_fields = len(item_sizes) + (fusion is not None)
         self.item_tower = Dense([n_fields * width, *hidden, width], **tower) if len(hidden) else None
-        self.normalize, self.temperature = normalize, float(temperature)
+        self.share, self.normalize, self.temperature = share, normalize, float(temperature)
         self.implementation: Implementation = implementation
 
     def __call__(
@@ -134,7 +142,8 @@ class TwoTower(nnx.Module):
             parts.append(self.users(fields))
         if self.projection is not None:
             parts.append(self.projection(self._mean(history))[..., None, :])
-        vectors = self._end(jnp.concatenate(parts, axis=-2), self.user_tower, key) / self.temperature
+        tower = self.item_tower if self.share else self.user_tower
+        vectors = self._end(jnp.concatenate(parts, axis=-2), tower, key) / self.temperature
         return vectors if self.bias is None else jnp.concatenate([vectors, jnp.ones_like(vectors[..., :1])], axis=-1)
 
     def item(

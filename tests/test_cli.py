@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
 import shlex
 import subprocess
 import sys
@@ -12,9 +14,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from affinax import __version__, reporting
+from affinax import __version__, doctor, kernels, reporting
 from affinax.engine.factorization.fitting import History
 from affinax.engine.training import latest_step
+from affinax.kernels import int8_tiles
+from affinax.kernels.op import Op
 from affinax.recommender import Recommender
 
 FAST = ["--set", "implicit-als.rank=16", "--set", "implicit-als.epochs=3"]
@@ -356,6 +360,16 @@ def test_doctor_is_well():
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all is well" in done.stdout
+
+
+def test_doctor_knows_every_kernel():
+    names = [
+        found.name for found in pkgutil.iter_modules(kernels.__path__) if not found.name.endswith(("_gpu", "_tpu"))
+    ]
+    written = [importlib.import_module(f"affinax.kernels.{name}") for name in names]
+    ops = {op.name for module in written for op in vars(module).values() if isinstance(op, Op)}
+    unwritten = set() if int8_tiles.available() else {"int8", "quantized_rows"}
+    assert {op.name for op in doctor._CHECKS} == ops - unwritten
 
 
 def test_fit_draws_a_learning_curve(run, files, tmp_path):

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from affinax import models
+from affinax import Recommender, models
 from affinax.engine.data import Interactions
 from affinax.engine.data.fields import user_and_item_fields
 from affinax.engine.errors import InteractionError
@@ -495,6 +495,29 @@ def test_newcomers_of_a_network_without_histories():
     towers, _ = fit(models.tower_retriever(width=4), x, key=jax.random.key(0), steps=1)
     with pytest.raises(ValueError, match="read no histories"):
         with_history(towers, x)
+
+
+def test_sides_share_a_tower():
+    plan = {"width": 4, "hidden": [6], "history": False, "normalize": False, "temperature": 1.0}
+    towers = models.TwoTower([5], [7], share=True, **plan, rngs=nnx.Rngs(0))
+    apart = models.TwoTower([5], [7], **plan, rngs=nnx.Rngs(0))
+    n_of_tower = sum(leaf.size for leaf in jax.tree.leaves(towers.item_tower))
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(one)) for one in (towers, apart)]
+    assert sizes[1] - sizes[0] == n_of_tower
+    towers.users.table[...] = towers.items.table[...]
+    ids = jnp.arange(5, dtype=jnp.int32)[:, None]
+    np.testing.assert_allclose(towers.user(ids), towers.item(ids), rtol=1e-6)
+    for users, options in ([5], {"hidden": [6], "history": True}), ([5], {"history": False}):
+        with pytest.raises(ValueError, match="share=True is for hidden="):
+            models.TwoTower(users, [7], width=4, share=True, **options, rngs=nnx.Rngs(0))
+
+
+def test_shared_towers_are_learned_and_saved(tmp_path):
+    rec = Recommender("two-tower", width=8, hidden=(8,), share=True, epochs=2).fit(checkerboard())
+    rec.save(tmp_path / "model")
+    again = Recommender.load(tmp_path / "model")
+    assert again.model.network.user_tower is None
+    assert again.recommend(0, k=3).equals(rec.recommend(0, k=3))
 
 
 def test_similar_items_of_towers():

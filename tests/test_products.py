@@ -57,6 +57,8 @@ def test_rows_are_indexed_as_an_array_is():
     whole = rows.floats()
     assert (rows.shape, rows.nbytes) == ((300, 13), 300 * 3 + 3 * 8 * 4 * 4 + 300 * 4)
     np.testing.assert_array_equal(whole[:, -1], 5 * TABLE[:, 0])
+    with pytest.raises(IndexError, match="row 300 of 300"):
+        rows[np.int64(300)]
     np.testing.assert_array_equal(rows[5:9].floats(), whole[5:9])
     np.testing.assert_array_equal(rows[jnp.array([[7, 0]])], whole[jnp.array([[7, 0]])])
     np.testing.assert_array_equal(lookup(rows, jnp.array([7, -1]))[0], whole[7])
@@ -127,6 +129,13 @@ def test_networks_on_products(name, tmp_path):
     table = rec.model.item_table()
     ids, _ = top_k(rec.model.queries(jnp.arange(3)), dequantize(table), 4)
     np.testing.assert_array_equal(recommend(rec.model, [0, 1, 2], 4)[0], ids)
+
+
+def test_parts_are_on_every_device():
+    from jax.sharding import PartitionSpec
+
+    specs = models.partition_specs(quantize_products(TABLE, 3, 8), [("", PartitionSpec("model", None))])
+    assert (specs.centroids, specs.codes) == (PartitionSpec(), PartitionSpec("model", None))
 
 
 def test_networks_that_products_do_not_fit():
@@ -249,6 +258,8 @@ def test_rules_of_the_command_line():
     assert (found.users.kind, type(found.items)) == ("int4", ProductRows)
     few = compressed(model._replace(users=TABLE[:3]), storage_rules(True, False, []), **wide)
     assert (few.users.kind, type(few.items)) == ("int8", ProductRows)  # centroids would take more than they save
+    with pytest.raises(ValueError, match="--pq 4: the rules take every table that it fits, users, items"):
+        compressed(model, storage_rules(True, False, ["*s=int4"]), **wide)
     found = compressed(model, storage_rules(True, False, []), **(wide | {"pq": None}))
     assert (found.users.kind, found.items.kind) == ("int8", "int8")
 
@@ -261,6 +272,7 @@ def test_the_command_line(run, fitted, halves, tmp_path):
     )
     whole, small = str(tmp_path / "whole"), str(tmp_path / "small")
     outputs = ("--json", str(tmp_path / "bill.json"), "--plot", str(tmp_path / "bill.png"))
+    outputs += ("--duplicates", "keep")
     found = run("compress", whole, "--int8", "--out", small, "--test", str(tmp_path / "test.csv"), *outputs)
     assert found[0] == 0, found
     bill = json.loads((tmp_path / "bill.json").read_text())

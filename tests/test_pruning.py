@@ -118,6 +118,15 @@ def test_rows_that_few_met_have_one_together(sasrec):
     for wrong in (np.ones(11, bool), np.ones(10)):
         with pytest.raises(CompressionError, match="items is a table of 10 rows: bool for its rows is accepted"):
             prune_rows(MODEL, {"items": wrong})
+    several = models.DeepFM([24, 20], width=4, hidden=[4], rngs=nnx.Rngs(0))
+    with pytest.raises(
+        CompressionError, match="has the rows of 2 fields, 44 in all: bool for each is accepted, got 20"
+    ):
+        prune_rows(several, {"embedding.table": np.arange(20) < 8})
+    assert prune_rows(several, {"embedding.table": np.arange(44) < 30}).embedding.table[...].codes.max() == 30
+    sharing = models.SASRec(40, width=4, length=4, sharing=("quotient", 2), rngs=nnx.Rngs(0))
+    with pytest.raises(CompressionError, match="has rows that ids share"):
+        prune_rows(sharing, {"items.*": np.arange(20) < 8})
 
 
 @pytest.mark.parametrize(
@@ -297,6 +306,7 @@ def test_shared_blocks(sasrec):
         ({"hidden": 17}, r"at most \[16\]"),
         ({"hidden": (4, 4, 4)}, r"a width for each of \[16\]"),
         ({"width": 16}, "width=16 must be above 0 and below 16"),
+        ({"head_width": 8}, "head_width=8 must be above 0 and below 8"),
     ],
 )
 def test_sizes_that_cannot_be(sizes, message, sasrec):
@@ -305,12 +315,37 @@ def test_sizes_that_cannot_be(sizes, message, sasrec):
 
 
 def test_models_that_cannot_be_smaller(sasrec):
+    wide = models.SASRec(20, width=8, length=4, head_width=32, rngs=nnx.Rngs(0))
+    plan = models.trained.Blueprint.of(models.SASRec, n_items=20, width=8, length=4, head_width=32)
+    with pytest.raises(CompressionError, match="head_width=20 must be at most 9: products have no higher rank"):
+        models.shrink(sasrec._replace(network=wide, blueprint=plan), head_width=20)
     with pytest.raises(CompressionError, match="quantized: make the network smaller first"):
         models.shrink(quantize_model(sasrec, "int8"), heads=1)
     with pytest.raises(CompressionError, match="truncate is for factors"):
         models.shrink(MODEL, hidden=3)
     with pytest.raises(CompressionError, match="Factors has no blocks"):
         models.share_blocks(MODEL)
+
+
+def test_an_optimizer_of_another_kind_begins_anew(sasrec):
+    def go(last, state):
+        chain = optax.chain(optax.adam(0.01), last) if last else None
+        algorithm = models.sequence_retriever(models.SASRec, **SETTINGS, optimizer=chain)
+        return fit(algorithm, X, key=jax.random.key(1), epochs=1, state=state, progress=False)[0]
+
+    def gradually(share):
+        return prune_gradually(share, begin=0, end=2, every=1)
+
+    half = go(gradually(0.5), sasrec)
+    assert zeros_of(half).values() == pytest.approx([0.5] * len(zeros_of(half)), abs=0.01)
+    for share in (0.8, {"*.kernel": 0.8}):
+        more = zeros_of(go(gradually(share), half))
+        assert more["encoder.blocks.0.dense.layers.0.kernel"] == pytest.approx(0.8, abs=0.01)
+    held = go(keep_zeros(), half)
+    assert min(zeros_of(go(gradually(0.7), held)).values()) == pytest.approx(0.7, abs=0.01)
+    # One of the same kind goes on.
+    steps = int(go(None, sasrec).training.step)
+    assert steps > int(sasrec.training.step) > 0
 
 
 def test_each_after_the_other(sasrec):

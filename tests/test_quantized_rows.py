@@ -131,6 +131,20 @@ def test_the_best_rows_are_found(batch, shape, bits, offset, implementation):
         close(expected[row, ids[row, : len(best)]], best, 1e-5)
 
 
+@each_implementation
+@pytest.mark.parametrize("bits", [8, 4])
+def test_gradients_are_those_of_the_numbers(bits, implementation):
+    rng = np.random.default_rng(2)
+    items, rows = table(rng, 40, 16, 1, bits, True)
+    queries, slopes = (rng.normal(size=(3, n)).astype(np.float32) for n in (17, 5))
+    find = functools.partial(search, items=items, k=5, implementation=implementation)
+    ids = np.asarray(find(queries)[0])
+    found = jax.jit(jax.grad(lambda q: jnp.sum(find(q)[1] * slopes)))(queries)
+    np.testing.assert_allclose(found, np.einsum("bk,bkw->bw", slopes, rows[ids]), rtol=1e-4, atol=1e-5)
+    allowed = jax.grad(lambda q: jnp.sum(find(q, allow=jnp.zeros(40, bool))[1]))(queries)
+    assert (np.asarray(allowed) == 0).all()
+
+
 def operands(rng, batch, shape, bits, offset):
     """Of the operation, with many scores that are equal and some items left out."""
     n, width, columns = shape

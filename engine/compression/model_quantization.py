@@ -117,6 +117,8 @@ def _products(name: str, table: Any, kind: Any, key: PRNGKeyArray | None) -> Any
         raise CompressionError(f'{kind} must be int8, int4, float8, bfloat16 or ("product", parts)')
     if is_kernel(name):
         raise CompressionError("products are for tables of vectors, and not for matrices of dense layers")
+    if len(table) < 2:
+        raise CompressionError("a table of one row has none that it could share parts with")
     return quantize_products(table, kind[1], min(256, table.shape[0]), key=key)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int32
@@ -16,16 +18,20 @@ if TYPE_CHECKING:
     import optax
 
 
-class PruningState(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class PruningState:
     """Of `keep_zeros` and `prune_gradually`.
 
     Attributes:
         kept: Where weights are not pruned, by name.
         step: How many there were.
+        schedule: What `prune_gradually` was given: a state of another schedule has another structure.
     """
 
     kept: dict[str, Array]
     step: Int32[Array, ""]
+    schedule: tuple[Any, ...] = field(default=(), metadata={"static": True})
 
 
 def keep_zeros() -> optax.GradientTransformation:
@@ -48,7 +54,7 @@ def keep_zeros() -> optax.GradientTransformation:
     def update(updates: Any, state: PruningState, parameters: Any = None) -> tuple[Any, PruningState]:
         every = named(updates)
         new = {name: jnp.where(kept, every[name], 0) for name, kept in state.kept.items()}
-        return replaced(updates, new), state._replace(step=state.step + 1)
+        return replaced(updates, new), replace(state, step=state.step + 1)
 
     steps: Any = init, update
     return optax.GradientTransformation(*steps)
@@ -83,7 +89,8 @@ def prune_gradually(
         shares = chosen(among, share)
         for name, part in shares.items():
             check_share(name, among[name], part)
-        return PruningState({name: jnp.ones(among[name].shape, bool) for name in shares}, jnp.int32(0))
+        schedule = (begin, end, every, tuple((name, float(part)) for name, part in shares.items()))
+        return PruningState({name: jnp.ones(among[name].shape, bool) for name in shares}, jnp.int32(0), schedule)
 
     def update(updates: Any, state: PruningState, parameters: Any = None) -> tuple[Any, PruningState]:
         if parameters is None:
@@ -108,7 +115,7 @@ def prune_gradually(
         due = (step > begin) & (((step - begin) % every == 0) | (step == end)) & (step <= end)
         kept = lax.cond(due, choose, lambda kept: kept, state.kept)
         new = {name: jnp.where(mask, moves[name], -now[name]) for name, mask in kept.items()}
-        return replaced(updates, new), PruningState(kept, step)
+        return replaced(updates, new), replace(state, kept=kept, step=step)
 
     steps: Any = init, update
     return optax.GradientTransformation(*steps)

@@ -137,7 +137,8 @@ def prune_rows(model: Any, kept: Mapping[str, Any]) -> Any:
         The model with `ProductRows` of one part, which it answers from; they cannot be trained on or quantized.
 
     Raises:
-        CompressionError: As `prune`; or no bool for the rows, more than there are, or a matrix of a dense layer.
+        CompressionError: As `prune`; or no bool for the rows, more than there are, or not all of those of several
+            fields; a table whose rows ids share, or a matrix of a dense layer.
 
     >>> from affinax.engine.factorization import Factors
     >>> model = Factors(jnp.ones((1, 2)), jnp.array([[4.0, 0.0], [1.0, 2.0], [3.0, 0.0]]))
@@ -151,6 +152,15 @@ def prune_rows(model: Any, kept: Mapping[str, Any]) -> Any:
         if is_kernel(name) or own.dtype != bool or own.ndim != 1 or len(own) > len(table):
             what = "a matrix of a dense layer" if is_kernel(name) else f"a table of {len(table)} rows"
             raise CompressionError(f"{name} is {what}: bool for its rows is accepted, got {own.dtype}{list(own.shape)}")
+        owner = _owner(parameters, name)
+        sizes = getattr(owner, "sizes", ())
+        if getattr(owner, "sharing", None) is not None:
+            raise CompressionError(f"{name} has rows that ids share: none is that of one item")
+        if len(sizes) > 1 and len(own) != sum(sizes):
+            raise CompressionError(
+                f"{name} has the rows of {len(sizes)} fields, {sum(sizes)} in all: bool for each is accepted, got "
+                f"{len(own)}"
+            )
         _score(name, table, None)
         own = np.append(own, np.arange(len(own), len(table)) < int(rows_in_use(table)))
         stays, gone = np.flatnonzero(own), np.flatnonzero(~own)
@@ -162,6 +172,13 @@ def prune_rows(model: Any, kept: Mapping[str, Any]) -> Any:
         codes = places.astype(np.min_scalar_type(len(stays)))[:, None]
         new[name] = ProductRows(jnp.asarray(codes), jnp.concatenate(rows)[None], jnp.zeros((len(table), 0)))
     return with_parameters(model, replaced(parameters, new))
+
+
+def _owner(tree: Any, name: str) -> Any:
+    """What has a parameter of this name: a layer, or the model itself."""
+    for part in name.split(".")[:-1]:
+        tree = tree[int(part)] if part.isdigit() else getattr(tree, part, None)
+    return tree
 
 
 def zeros_of(model: Any) -> dict[str, float]:

@@ -75,7 +75,8 @@ def fit(
         key: Of `jax.random`; the same key gives bitwise the same result on the same machine.
         steps: The most steps to take, at least 1; or
         epochs: as many as pass the data so often, where a step takes a batch; else an epoch is a step.
-        state: Where to begin; `algorithm.init` if None. It is copied, not consumed.
+        state: Where to begin; `algorithm.init` if None. It is copied, not consumed. What its optimizer remembers goes
+            on where this algorithm's is of the same kind, and begins anew where it is not.
         callback: `callback(step, state, info)`, called after each step, counted from 1; a true return value stops. With
             it there is but one step in a call.
         tolerance: Stop when the loss of an epoch is less than this share below that of the one before.
