@@ -266,8 +266,13 @@ def compress(
         raise ValueError(f"--out {out} is the model itself, which stays as it is: name another folder")
     if dynamic and not (int8 or int4 or rule):
         raise ValueError("--dynamic computes in bytes what is stored so: give --int8, --int4 or --rule")
-    if test is None and (json_out or plot):
-        raise ValueError("--json and --plot show quality: give --test FILE to measure it on")
+    reading = {"--columns": columns, "--header": header is not None}
+    reading |= {"--missing": missing != "error", "--duplicates": duplicates != "error"}
+    needs_test = [
+        name for name, given in ({"--json": json_out, "--plot": plot, "--k": k != 10} | reading).items() if given
+    ]
+    if test is None and needs_test:
+        raise ValueError(f"{' and '.join(needs_test)}: without --test FILE there is nothing to read or measure")
     rules = storage_rules(int8, int4, rule or [])
     if not rules and pq is None and prune is None and rank is None:
         raise ValueError("say how: --int8, --int4, --pq PARTS, --rule PATTERN=KIND, --prune SHARE or --rank COLUMNS")

@@ -40,20 +40,20 @@ ON_BEAUTY = {"length": 50, "batch_size": 32, "dropout": 0.5}
 HELD = optax.chain(optax.adam(1e-3), keep_zeros())
 
 
-def whole_model() -> tuple[Any, Sequences, Sequences, Interactions]:
+def whole_model(name: str = "SASRec on ML-1M", seed: int = 0) -> tuple[Any, Sequences, Sequences, Interactions]:
     """SASRec as it was trained, and the parts: to train on, to know when testing, to test."""
     known, test = movielens_1m().leave_last()
     train, validation = known.leave_last()
     algorithm = models.sequence_retriever(models.SASRec, **MOVIELENS)
     steps = algorithm.batches(train, np.zeros(2, np.uint32)).steps(1)
-    run = RUNS / "SASRec-on-ML-1M"
+    run = RUNS / name.replace(" ", "-")
     if not run.exists():
         pytest.skip("bench_sequences.py::test_sasrec_on_movielens has to be run before")
     validate = validator(train, validation)
     model, _ = fit(
         algorithm,
         train,
-        key=KEY,
+        key=jax.random.key(seed),
         epochs=200,
         checkpoint=run,
         checkpoint_every=3 * steps,
@@ -281,6 +281,44 @@ def test_sasrec_on_beauty_pruned(width):
         named["trained on"] = trained_on(start, known.leave_last(), optax.adam(1e-3), 24, settings)
     found = bills_with_zeros(named, known, test)
     record("compressed_models", {f"SASRec on Beauty, {width} wide, pruned": found})
+
+
+@needs_beauty
+def test_tables_of_several_in_fewer_bits():
+    """Of two keys on ML-1M and two widths on Beauty: one model's interval is wider than what bits change."""
+    known, test = amazon_beauty().leave_last()
+    beauty = (on_beauty("a row each", known)[0], wide_on_beauty(known))
+    (one, _, *parts), (other, *_) = whole_model(), whole_model("SASRec on ML-1M from another key", 1)
+    result = {}
+    for kind in ("int8", "int4"):
+        sets = {
+            "ML-1M, two keys": [relative_change(model, kind, *parts) for model in (one, other)],
+            "Amazon Beauty, 64 and 256 wide": [relative_change(model, kind, known, test) for model in beauty],
+        }
+        means = {name: np.mean(changes, axis=0) for name, changes in sets.items()}  # of each user
+        half = {name: interval(values) for name, values in means.items()}
+        result[kind] = {
+            "NDCG@10, change in %": {
+                name: [float(np.mean(each)) for each in changes] for name, changes in sets.items()
+            },
+            "mean": {name: float(values.mean()) for name, values in means.items()},
+            "half of its 95 % interval": half,
+            "mean of all": float(np.mean([values.mean() for values in means.values()])),
+            "half of the 95 % interval of all": float(np.hypot(*half.values()) / 2),
+        }
+    record("compressed_models", {"tables of four SASRec in fewer bits": result})
+
+
+def relative_change(model: Any, kind: Any, known: Sequences, test: Interactions) -> np.ndarray:
+    """Of each user's NDCG@10, in % of the mean, when the table of items is stored so."""
+    small = quantize_model(model, {"items.embedding.table": kind}, clip="search")
+    before, after = (
+        evaluate(with_history(each, known), test, train=known.interactions(), k=10, names=("ndcg",)).values[
+            "ndcg_at_10"
+        ]
+        for each in (model, small)
+    )
+    return 100 * (after - before) / before.mean()
 
 
 @needs_beauty

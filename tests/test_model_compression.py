@@ -250,6 +250,7 @@ def test_saved_and_loaded(algorithm, kind, films, tmp_path):
         ({}, {}, CompressionError, "no rules; patterns of names are accepted, such as"),
         ("int8", {"activations": "static"}, CompressionError, "need inputs: those of models.inputs_of_layers"),
         ("int4", {"rounding": "inputs", "inputs": {}}, CompressionError, "kernel: static activations and rounding"),
+        ("int8", {"activations": "dynamic", "inputs": {}}, CompressionError, "ask for one, or leave them out"),
         ("float8", {"activations": "dynamic"}, CompressionError, "for int8 or int4, and not for float8"),
         ("int9", {}, ValueError, "kind='int9' must be one of"),
         ("int8", {"activations": "some"}, ValueError, "activations='some' must be one of"),

@@ -53,7 +53,7 @@ def quantize_model(
     Raises:
         CompressionError: Nothing to quantize, a pattern that matches nothing (nearest names are offered), an array
             with a rule of its own that would not be smaller, parameters that are quantized already or not finite,
-            inputs that are missing or of another model, or bytes as inputs of matrices that are none.
+            inputs that are missing, unused or of another model, or bytes as inputs of matrices that are none.
         ValueError: An unknown choice.
 
     Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
@@ -69,6 +69,10 @@ def quantize_model(
         raise ValueError(f"{activations=} must be one of {get_args(Activations)}")
     if rounding not in get_args(Rounding):
         raise ValueError(f"{rounding=} must be one of {get_args(Rounding)}")
+    if inputs is not None and activations != "static" and rounding != "inputs":
+        raise CompressionError(
+            'inputs are for activations="static" and rounding="inputs": ask for one, or leave them out'
+        )
     parameters = parameters_of(model)
     among = compressible(parameters)
     storage: dict[str, Any] = chosen(among, rules)
