@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numba
 import numpy as np
@@ -75,6 +77,7 @@ def contains(
     return find(indptr, indices, rows, columns)[0]
 
 
+@functools.partial(jax.jit, inline=True)
 def entries(rows: CSR) -> tuple[Int32[Array, " nnz"], Float[Array, " nnz"]]:
     """Row and value of each stored entry; jittable."""
     row = jnp.repeat(jnp.arange(rows.n_rows, dtype=jnp.int32), jnp.diff(rows.indptr), total_repeat_length=rows.nnz)

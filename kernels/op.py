@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
+from jax.core import Tracer
 
 Implementation = Literal["auto", "reference", "numba", "pallas", "interpret"]
 
@@ -73,7 +74,7 @@ def implementations(op: Op) -> dict[str, Callable[..., Any]]:
 
 
 def dispatch(op: Op, *arguments: Any, implementation: Implementation = "auto", **static: Any) -> Any:
-    """Calls `op` by the chosen implementation.
+    """Calls `op` by the chosen implementation: outside jit as one program, and not operation by operation.
 
     Args:
         op: The operation.
@@ -89,19 +90,19 @@ def dispatch(op: Op, *arguments: Any, implementation: Implementation = "auto", *
     if implementation not in get_args(Implementation):
         raise ValueError(f"kernels.{op.name}: {implementation=} must be one of {get_args(Implementation)}")
     if implementation == "reference":
-        return op.reference(*arguments, **static)
+        return _call(op.reference, arguments, static)
     available = implementations(op)
     if implementation == "auto":
         special = {p: f for p, f in available.items() if p in op.automatic and not _reason(op, p, arguments, static)}
         if not special:
-            return op.reference(*arguments, **static)
+            return _call(op.reference, arguments, static)
         if platforms() == {"cpu"}:
-            return special["cpu"](*arguments, **static)
+            return _call(special["cpu"], arguments, static)
         branches = {p: functools.partial(f, **static) for p, f in special.items()}
         return jax.lax.platform_dependent(*arguments, default=functools.partial(op.reference, **static), **branches)
     if implementation == "interpret":
         written = op.pallas_tpu or op.pallas_gpu
-        runnable = {} if written is None else {"tpu": functools.partial(written, interpret=True)}
+        runnable = {} if written is None else {"tpu": written}
     else:
         runnable = {p: f for p, f in available.items() if (p == "cpu") == (implementation == "numba")}
     platform = next(iter(runnable), "cpu")
@@ -114,7 +115,18 @@ def dispatch(op: Op, *arguments: Any, implementation: Implementation = "auto", *
         numba = "cpu" in available and jax.default_backend() == "cpu" and not _reason(op, "cpu", arguments, static)
         automatic = "numba" if numba else "reference"
         raise NotImplementedError(f'kernels.{op.name}: {reason}. "auto" would take "{automatic}".')
-    return runnable[platform](*arguments, **static)
+    return _call(runnable[platform], arguments, static | ({"interpret": True} if implementation == "interpret" else {}))
+
+
+def _call(function: Callable[..., Any], arguments: tuple[Any, ...], static: dict[str, Any]) -> Any:
+    if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):
+        function = _program(function, tuple(static))
+    return function(*arguments, **static)
+
+
+@functools.cache
+def _program(function: Callable[..., Any], static: tuple[str, ...]) -> Callable[..., Any]:
+    return jax.jit(function, static_argnames=static)
 
 
 def _reason(op: Op, platform: str, arguments: tuple[Any, ...], static: dict[str, Any]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,10 +46,7 @@ class ProductRows:
             return self
         if isinstance(index, slice):
             return replace(self, codes=self.codes[index], exact=self.exact[index])
-        index = checked_index(index, self.shape[0])
-        codes, each = self.codes[index].astype(jnp.int32), jnp.arange(self.codes.shape[1], dtype=jnp.int32)
-        parts = self.centroids[jnp.broadcast_to(each, codes.shape), codes]
-        return jnp.concatenate([parts.reshape(*codes.shape[:-1], -1), self.exact[index]], axis=-1)
+        return _put_together(self, checked_index(index, self.shape[0]))
 
     def floats(self) -> Float[Array, "n columns"]:
         """The table that it stands for; differentiable in the centroids."""
@@ -57,6 +55,13 @@ class ProductRows:
     def with_columns(self, columns: Float[Array, "n more"]) -> ProductRows:
         """With further exact columns behind."""
         return replace(self, exact=jnp.concatenate([self.exact, columns], axis=1))
+
+
+@functools.partial(jax.jit, inline=True)
+def _put_together(rows: ProductRows, index: Array) -> Array:
+    codes, each = rows.codes[index].astype(jnp.int32), jnp.arange(rows.codes.shape[1], dtype=jnp.int32)
+    parts = rows.centroids[jnp.broadcast_to(each, codes.shape), codes]
+    return jnp.concatenate([parts.reshape(*codes.shape[:-1], -1), rows.exact[index]], axis=-1)
 
 
 def checked_index(index: Any, n: int) -> Array:

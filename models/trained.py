@@ -272,12 +272,7 @@ class SequenceNetwork(NamedTuple):
         Behind them is a mask where the network reads masks, beside them are their times where it reads times.
         """
         masks = self.network.masks
-        n = self.network.length - masks
-        places = self.history.indptr[users + 1][:, None] + jnp.arange(-n, 0, dtype=jnp.int32)[None, :]
-        there = places >= self.history.indptr[users][:, None]
-        events = jnp.maximum(places, 0)
-        items = jnp.where(there, self.history.indices[events], -1) if self.history.nnz else jnp.full_like(places, -1)
-        times = None if self.times is None else jnp.where(there, self.times[events], 0)
+        items, times = _last_events(self.history, self.times, users, n=self.network.length - masks)
         if masks:
             items = jnp.pad(items, ((0, 0), (0, 1)), constant_values=self.n_items)
         return {"items": items} | ({} if times is None else {"times": times})
@@ -335,6 +330,15 @@ def _last_places(network: Any, windows: dict[str, Array], vectors: Array | None)
     """Vectors of the last places, with a 1 behind where items have biases."""
     after = network(**windows, table=vectors)[:, -1].astype(jnp.float32)
     return after if network.item_bias() is None else jnp.concatenate([after, jnp.ones_like(after[:, :1])], axis=1)
+
+
+@functools.partial(jax.jit, static_argnames="n", inline=True)
+def _last_events(history: CSR, times: Array | None, users: Array, *, n: int) -> tuple[Array, Array | None]:
+    places = history.indptr[users + 1][:, None] + jnp.arange(-n, 0, dtype=jnp.int32)[None, :]
+    there = places >= history.indptr[users][:, None]
+    events = jnp.maximum(places, 0)
+    items = jnp.where(there, history.indices[events], -1) if history.nnz else jnp.full_like(places, -1)
+    return items, None if times is None else jnp.where(there, times[events], 0)
 
 
 @jax.jit

@@ -21,8 +21,10 @@ for name, value in {
 }.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)  # for processes that tests start
+flags = ["--xla_cpu_parallel_codegen_split_count=1"]  # threads to compile one program with: workers have their own
 if jax.__version_info__ < (0, 11):  # later ones do not know the flag
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
+    flags.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 
 # Tracing makes objects by the million, few of them garbage: a tenth of the suite's time went into looking for it.
 gc.set_threshold(200_000, 20, 20)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse
+from jax.core import Tracer
 from jax.sharding import PartitionSpec as P
 
 from affinax.engine.data import Interactions
@@ -25,7 +26,7 @@ from affinax.kernels import (
     weighted_gramian,
 )
 from affinax.kernels.csr import CSR, SparseMatrix
-from affinax.kernels.op import Op
+from affinax.kernels.op import Op, all_float32
 
 from . import naive
 from .cases import (
@@ -531,6 +532,15 @@ def test_auto_takes_the_special_implementation():
     marked = Op("marked", lambda x: x, lambda x: None, numba=lambda x: called.append(1) or x)
     op.dispatch(marked, jnp.ones(1))
     assert called == [1]
+
+
+def test_outside_jit_an_operation_is_one_program():
+    """Made once for a shape, and again for other parameters."""
+    traced = []
+    times = Op("times", lambda x, *, n: traced.append(isinstance(x, Tracer)) or n * x, all_float32)
+    found = [op.dispatch(times, jnp.ones(shape), n=n).sum() for shape, n in [(1, 2), (1, 2), (1, 3), (2, 3)]]
+    np.testing.assert_array_equal(found, [2, 2, 3, 6])
+    assert traced == [True] * 3
 
 
 def test_a_program_for_other_platforms_holds_the_reference():

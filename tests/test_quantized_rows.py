@@ -98,8 +98,13 @@ def table(rng, n, width, columns, bits, offset):
 
 
 @each_implementation
-@pytest.mark.parametrize("batch", [1, 7, 8, 37])
-@pytest.mark.parametrize("shape", [(1, 1, 0), (40, 1, 0), (9, 1, 1), (5, 3, 1), (70, 64, 0), (4100, 130, 2)])
+@pytest.mark.parametrize(
+    ("batch", "shape"),
+    [
+        *[(batch, shape) for batch in (1, 37) for shape in [(1, 1, 0), (9, 1, 1), (70, 64, 0), (4100, 130, 2)]],
+        *[(7, (5, 3, 1)), (8, (40, 1, 0)), (7, (70, 64, 0)), (8, (4100, 130, 2))],  # few queries and many
+    ],
+)
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("offset", [False, True])
 def test_the_best_rows_are_found(batch, shape, bits, offset, implementation):
