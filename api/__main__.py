@@ -245,6 +245,9 @@ def compress(
     ] = None,
     dynamic: Annotated[bool, typer.Option("--dynamic", help="Also compute dense layers in bytes")] = False,
     clip: Annotated[bool, typer.Option(help="Give up the ends of a row's range where that is nearer")] = True,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Round by what layers are given of users (networks on sequences)")
+    ] = False,
     prune: Annotated[float | None, typer.Option(help="Before: the share of weights that become 0")] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Before: columns that factors are truncated to")] = None,
     test: Annotated[Path | None, typer.Option(help="Interactions to compare both on")] = None,
@@ -266,6 +269,8 @@ def compress(
         raise ValueError(f"--out {out} is the model itself, which stays as it is: name another folder")
     if dynamic and not (int8 or int4 or rule):
         raise ValueError("--dynamic computes in bytes what is stored so: give --int8, --int4 or --rule")
+    if calibrate and not (int8 or int4 or rule):
+        raise ValueError("--calibrate is of rounding to bytes or half bytes: give --int8, --int4 or --rule")
     reading = {"--columns": columns, "--header": header is not None}
     reading |= {"--missing": missing != "error", "--duplicates": duplicates != "error"}
     needs_test = [
@@ -277,7 +282,15 @@ def compress(
     if not rules and pq is None and prune is None and rank is None:
         raise ValueError("say how: --int8, --int4, --pq PARTS, --rule PATTERN=KIND, --prune SHARE or --rank COLUMNS")
     whole = Recommender.load(model)
-    how = {"pq": pq, "dynamic": dynamic, "clip": clip, "prune": prune, "rank": rank, "seed": seed}
+    how = {
+        "pq": pq,
+        "dynamic": dynamic,
+        "clip": clip,
+        "calibrate": calibrate,
+        "prune": prune,
+        "rank": rank,
+        "seed": seed,
+    }
     once = "last" if duplicates == "keep" else duplicates  # what is to be found counts once
     held_out = read_file(test, columns, header, missing, once, like=whole.train) if test else None
     small = whole.with_model(compressed(whole.model, rules, **how))

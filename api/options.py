@@ -242,6 +242,7 @@ def compressed(
     pq: int | None,
     dynamic: bool,
     clip: bool,
+    calibrate: bool,
     prune: float | None,
     rank: int | None,
     seed: int,
@@ -251,6 +252,7 @@ def compressed(
 
     from .engine import compression
     from .engine.compression.parameters import tables_of
+    from .models import inputs_of_layers
 
     if rank is not None:
         model = compression.truncate(model, rank)
@@ -272,4 +274,6 @@ def compressed(
     if not rules:
         return model
     how: dict[str, Any] = {"clip": "search" if clip else "none", "activations": "dynamic" if dynamic else "float"}
+    if calibrate:
+        how |= {"rounding": "inputs", "inputs": inputs_of_layers(model)}
     return compression.quantize_model(model, rules, key=jax.random.key(seed), **how)

@@ -120,14 +120,14 @@ def described(bill: Bill, first: Bill) -> dict[str, Any]:
 
 def test_sasrec_in_fewer_bits():
     model, train, known, test = whole_model()
-    rows = with_history(model, train)
-    windows = [rows.windows(jnp.arange(start, start + 128, dtype=jnp.int32)) for start in range(0, 1024, 128)]
-    inputs = models.inputs_of_layers(model, windows)
+    inputs = models.inputs_of_layers(with_history(model, train))
+    rounding: dict[str, Any] = {"clip": "search", "rounding": "inputs", "inputs": inputs}
     table, rest = "items.embedding.table", "*.kernel"
     named = {
         "float32": model,
         "table int8": quantize_model(model, {table: "int8"}, clip="search"),
         "table int4": quantize_model(model, {table: "int4"}, clip="search"),
+        "table int4 by queries": quantize_model(model, {table: "int4"}, **rounding),
         "all bfloat16": quantize_model(model, "bfloat16"),
         "all float8": quantize_model(model, "float8"),
         "all int8": quantize_model(model, "int8", clip="search"),
@@ -138,9 +138,8 @@ def test_sasrec_in_fewer_bits():
             model, "int8", clip="search", activations="static", inputs=inputs
         ),
         "table int8, layers int4": quantize_model(model, {table: "int8", rest: "int4"}, clip="search"),
-        "table int8, layers int4 by inputs": quantize_model(
-            model, {table: "int8", rest: "int4"}, clip="search", rounding="inputs", inputs=inputs
-        ),
+        "table int8, layers int4 by inputs": quantize_model(model, {table: "int8", rest: "int4"}, **rounding),
+        "all int4 by inputs": quantize_model(model, {table: "int4", rest: "int4"}, **rounding),
         "table in products of 8 parts, afterwards": quantize_model(model, {table: ("product", 8)}),
     }
     record("compressed_models", {"SASRec on ML-1M in fewer bits": bills(named, known, test)})
@@ -290,18 +289,19 @@ def test_tables_of_several_in_fewer_bits():
     beauty = (on_beauty("a row each", known)[0], wide_on_beauty(known))
     (one, _, *parts), (other, *_) = whole_model(), whole_model("SASRec on ML-1M from another key", 1)
     result = {}
-    for kind in ("int8", "int4"):
+    for name, kind in {"int8": "int8", "int4": "int4", "int4 by queries": "int4"}.items():
+        how = {"kind": kind, "queried": name != kind}
         sets = {
-            "ML-1M, two keys": [relative_change(model, kind, *parts) for model in (one, other)],
-            "Amazon Beauty, 64 and 256 wide": [relative_change(model, kind, known, test) for model in beauty],
+            "ML-1M, two keys": [relative_change(model, *parts, **how) for model in (one, other)],
+            "Amazon Beauty, 64 and 256 wide": [relative_change(model, known, test, **how) for model in beauty],
         }
-        means = {name: np.mean(changes, axis=0) for name, changes in sets.items()}  # of each user
-        half = {name: interval(values) for name, values in means.items()}
-        result[kind] = {
+        means = {where: np.mean(changes, axis=0) for where, changes in sets.items()}  # of each user
+        half = {where: interval(values) for where, values in means.items()}
+        result[name] = {
             "NDCG@10, change in %": {
-                name: [float(np.mean(each)) for each in changes] for name, changes in sets.items()
+                where: [float(np.mean(each)) for each in changes] for where, changes in sets.items()
             },
-            "mean": {name: float(values.mean()) for name, values in means.items()},
+            "mean": {where: float(values.mean()) for where, values in means.items()},
             "half of its 95 % interval": half,
             "mean of all": float(np.mean([values.mean() for values in means.values()])),
             "half of the 95 % interval of all": float(np.hypot(*half.values()) / 2),
@@ -309,14 +309,14 @@ def test_tables_of_several_in_fewer_bits():
     record("compressed_models", {"tables of four SASRec in fewer bits": result})
 
 
-def relative_change(model: Any, kind: Any, known: Sequences, test: Interactions) -> np.ndarray:
+def relative_change(model: Any, known: Sequences, test: Interactions, *, kind: Any, queried: bool) -> np.ndarray:
     """Of each user's NDCG@10, in % of the mean, when the table of items is stored so."""
-    small = quantize_model(model, {"items.embedding.table": kind}, clip="search")
+    knowing = with_history(model, known)
+    how: dict[str, Any] = {"rounding": "inputs", "inputs": models.inputs_of_layers(knowing)} if queried else {}
+    small = quantize_model(knowing, {"items.embedding.table": kind}, clip="search", **how)
     before, after = (
-        evaluate(with_history(each, known), test, train=known.interactions(), k=10, names=("ndcg",)).values[
-            "ndcg_at_10"
-        ]
-        for each in (model, small)
+        evaluate(each, test, train=known.interactions(), k=10, names=("ndcg",)).values["ndcg_at_10"]
+        for each in (knowing, small)
     )
     return 100 * (after - before) / before.mean()
 

@@ -53,34 +53,37 @@ def test_a_batch_is_one_step_of_optax_down_the_whole_gradient(rows, loss, optimi
     rng = np.random.default_rng(2)
     negatives = rng.integers(-1, 12, (20, 0 if loss == "squared" else 3)).astype(np.int32)
     start, l2, mean, rate = tables(5), 0.05, 0.4, 0.1
+    users = np.repeat(np.arange(len(rows.indptr) - 1), np.diff(rows.indptr))[order]
+    items, values = rows.indices[order], rows.values[order]
+    met, own = negatives >= 0, loss in ("squared", "logistic")
+    # How often rows are held down: by each example that they are in, of a pair or of one item.
+    pairs = met.sum(axis=1)
+    of_item = pairs if loss == "bpr" else np.ones(20)
+    of_user = of_item + pairs if loss == "logistic" else of_item
 
     def objective(t):
-        total = 0.0
-        for line, entry in enumerate(order.tolist()):
-            u = int(np.searchsorted(np.asarray(rows.indptr), entry, side="right")) - 1
-            i, own = int(rows.indices[entry]), loss in ("squared", "logistic")
+        def score(j):
+            products = jnp.einsum("nf,nmf->nm", t.users[users], t.items[j], precision="highest")
+            return products + t.item_bias[j] + own * (t.user_bias[users][:, None] + mean)
 
-            def squares(*items, own=own, u=u):
-                of_user = jnp.sum(t.users[u] ** 2) + own * t.user_bias[u] ** 2
-                return 0.5 * l2 * (of_user + sum(jnp.sum(t.items[j] ** 2) + t.item_bias[j] ** 2 for j in items))
+        def squares(j):
+            return jnp.sum(t.items[j] ** 2, axis=-1) + t.item_bias[j] ** 2
 
-            def score(j, own=own, u=u):
-                return t.users[u] @ t.items[j] + t.item_bias[j] + own * (t.user_bias[u] + mean)
-
-            met = [j for j in negatives[line].tolist() if j >= 0]
-            if loss == "softmax":
-                total += jax.nn.logsumexp(jnp.stack([score(j) for j in [i, *met]])) - score(i) + squares(i, *met)
-            elif loss == "squared":
-                total += 0.5 * (rows.values[entry] - score(i)) ** 2 + squares(i)
-            elif loss == "logistic":
-                total += jnp.log1p(jnp.exp(-score(i))) + squares(i)
-                total += sum(jnp.log1p(jnp.exp(score(j))) + squares(j) for j in met)
-            else:
-                total += sum(jnp.log1p(jnp.exp(score(j) - score(i))) + squares(i, j) for j in met)
-        return total
+        first, others = score(items[:, None]), score(negatives)
+        of_users = jnp.sum(t.users[users] ** 2, axis=1) + own * t.user_bias[users] ** 2
+        total = of_user @ of_users + of_item @ squares(items) + jnp.sum(squares(negatives), where=met)
+        total *= 0.5 * l2
+        if loss == "softmax":
+            scores = jnp.concatenate([first, jnp.where(met, others, -jnp.inf)], axis=1)
+            return total + jnp.sum(jax.nn.logsumexp(scores, axis=1) - first[:, 0])
+        if loss == "squared":
+            return total + 0.5 * jnp.sum((values - first[:, 0]) ** 2)
+        if loss == "logistic":
+            return total + jnp.sum(jax.nn.softplus(-first)) + jnp.sum(jax.nn.softplus(others), where=met)
+        return total + jnp.sum(jax.nn.softplus(others - first), where=met)
 
     rule = RULES[optimizer](rate)
-    change, _ = rule.update(jax.grad(objective)(start), rule.init(start), start)
+    change, _ = rule.update(jax.jit(jax.grad(objective))(start), rule.init(start), start)
     expected = optax.apply_updates(start, change)
     found, _, _ = minibatch.sweep(
         start,

@@ -12,6 +12,7 @@ import affinax as afx
 from affinax import models
 from affinax.engine.compression import (
     CompressionError,
+    LayerInputs,
     QuantizedKernel,
     QuantizedRows,
     dequantize,
@@ -25,8 +26,10 @@ from affinax.engine.factorization import Factors, ImplicitObjective, fit, implic
 from affinax.engine.retrieval import fold_in, predict, recommend, similar_items
 from affinax.kernels.int8 import product
 from affinax.kernels.quantized_rows import to_bytes
+from affinax.options import compressed
 
 RNG = np.random.default_rng(0)
+TABLE = "items.embedding.table"
 ITEMS = jnp.asarray(RNG.integers(0, 30, (7, 6)), jnp.int32)
 
 
@@ -145,9 +148,11 @@ def test_rounding_by_inputs_errs_less():
     fresh = RNG.normal(size=(500, 24)) @ mixing
     errors = [np.mean((fresh @ (np.asarray(rows.floats()) - weights).T) ** 2) for rows in (nearest, rounded)]
     assert errors[1] < 0.6 * errors[0]
-    np.testing.assert_array_equal(rounded.scales, nearest.scales)
-    # Of inputs that have nothing to do with each other it is the nearest.
-    np.testing.assert_array_equal(rounded_by_inputs(jnp.asarray(weights), nearest, np.eye(24)).codes, nearest.codes)
+    # Of inputs that have nothing to do with each other it is the nearest, at the scales of least squares.
+    alone = np.asarray(rounded_by_inputs(jnp.asarray(weights), nearest, np.eye(24)).floats())
+    errors = [np.sum((rows - weights) ** 2, axis=1) for rows in (np.asarray(nearest.floats()), alone)]
+    assert (errors[1] <= errors[0] * 1.0001).all()
+    np.testing.assert_allclose(np.sum(alone * (alone - weights), axis=1), 0, atol=1e-4)
 
 
 def test_inputs_of_layers():
@@ -164,6 +169,49 @@ def test_inputs_of_layers():
     broken = jax.tree.map(lambda a: a * jnp.inf, model)
     with pytest.raises(CompressionError, match="are not finite"):
         models.inputs_of_layers(broken, [fields])
+
+
+def test_tables_are_rounded_by_their_queries(films):
+    """Their products with what users are known by change less than by rounding to the nearest."""
+    model = afx.Recommender("sasrec", width=16, length=5, epochs=3).fit(films).model
+    seen = models.inputs_of_layers(model)
+    windows = model.windows(jnp.arange(12, dtype=jnp.int32))
+    places = np.asarray(model.network(**windows), np.float64)[np.asarray(windows["items"]) >= 0]
+    found = seen[TABLE]
+    assert (found.examples, found.reach) == (len(places), np.abs(places).max())
+    np.testing.assert_allclose(found.gramian, places.T @ places / len(places), rtol=1e-5, atol=1e-5)
+    factors = afx.Recommender("implicit-als", rank=16, epochs=3).fit(films).model
+    for one, name, queries in ((model, TABLE, places), (factors, "items", factors.users)):
+        inputs = {name: LayerInputs.of(queries)}
+        nearest = quantize_model(one, {name: "int4"}, clip="search")
+        rounded = quantize_model(one, {name: "int4"}, clip="search", rounding="inputs", inputs=inputs)
+        exact = np.asarray(one.items, np.float64)
+        errors = [
+            np.mean((np.asarray(queries, np.float64) @ (np.asarray(small.items.floats()) - exact).T) ** 2)
+            for small in (nearest, rounded)
+        ]
+        assert errors[1] < 0.8 * errors[0]
+        assert rounded.items.nbytes == nearest.items.nbytes
+    how = {"pq": None, "dynamic": False, "clip": True, "prune": None, "rank": None, "seed": 0}
+    found = compressed(model, {"*": "int4"}, calibrate=True, **how)
+    expected = quantize_model(model, "int4", clip="search", rounding="inputs", inputs=seen)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_inputs_that_are_none():
+    for rows, message in [
+        (np.zeros((0, 3)), r"examples of shape \[0, 3\]: rows of numbers are accepted, at least one"),
+        (np.zeros(3), r"examples of shape \[3\]"),
+        ([[1.0, np.inf]], "the examples have numbers that are not finite"),
+    ]:
+        with pytest.raises(CompressionError, match=message):
+            LayerInputs.of(rows)
+    with pytest.raises(CompressionError, match="only networks on sequences without content have windows"):
+        models.inputs_of_layers(models.MLP([3, 4], width=2, hidden=[5], rngs=nnx.Rngs(1)))
+    inputs = {"items": LayerInputs.of(np.ones((1, 3)))}
+    with pytest.raises(CompressionError, match="items has 16 inputs, and 3 were seen"):
+        quantize_model(factors(), {"items": "int4"}, rounding="inputs", inputs=inputs)
 
 
 def test_padding_is_no_input():

@@ -252,7 +252,7 @@ def test_a_bill_is_read_at_eighty_columns(fitted, halves, capsys, monkeypatch):
 
 def test_rules_of_the_command_line():
     """Those that are named first, then products, then the rest."""
-    wide = {"seed": 0, "pq": 4, "dynamic": False, "clip": False, "prune": None, "rank": None}
+    wide = {"seed": 0, "pq": 4, "dynamic": False, "clip": False, "calibrate": False, "prune": None, "rank": None}
     model = Factors(jnp.tile(TABLE, (4, 1)), jnp.tile(TABLE, (4, 1)))
     found = compressed(model, storage_rules(True, False, ["users=int4"]), **wide)
     assert (found.users.kind, type(found.items)) == ("int4", ProductRows)
@@ -294,6 +294,8 @@ def test_the_command_line(run, fitted, halves, tmp_path):
         (["--pq", "8"], "--pq 8 must divide the columns of a table that is smaller by it: there are users 24 x 16"),
         (["--int8", "--out", whole], "is the model itself, which stays as it is"),
         (["--prune", "0.5", "--dynamic"], "--dynamic computes in bytes what is stored so"),
+        (["--prune", "0.5", "--calibrate"], "--calibrate is of rounding to bytes or half bytes"),
+        (["--int4", "--calibrate"], "Factors has no network, and so no layers"),
         (["--pq", "7"], "--pq 7 must divide the columns of a table"),
         (["--int8", "--json", "x.json", "-k", "5"], "--json and --k: without --test FILE"),
         (["--int8", "--no-header"], "--header: without --test FILE"),

@@ -1,4 +1,4 @@
-"""What dense layers were given, on examples: what to calibrate by."""
+"""What dense layers and tables of items were multiplied with, on examples: what to calibrate by."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..errors import CompressionError
 
 
 class LayerInputs(NamedTuple):
-    """Of one layer, over all examples that it saw.
+    """Of one layer, or of a table whose rows are multiplied with queries, over all examples that it saw.
 
     Attributes:
         examples: How many.
@@ -22,6 +23,25 @@ class LayerInputs(NamedTuple):
     examples: int
     gramian: np.ndarray
     reach: float
+
+    @classmethod
+    def of(cls, rows: ArrayLike) -> LayerInputs:
+        """Of examples `[n, n_in]`, at least one.
+
+        Raises:
+            CompressionError: No examples, or numbers that are not finite.
+
+        >>> LayerInputs.of([[3.0, 0.0], [0.0, -4.0]])
+        LayerInputs(examples=2, gramian=array([[4.5, 0. ],
+               [0. , 8. ]]), reach=4.0)
+        """
+        exact = np.asarray(rows, np.float64)
+        if exact.ndim != 2 or not exact.size:
+            raise CompressionError(f"examples of shape {list(exact.shape)}: rows of numbers are accepted, at least one")
+        reach = float(np.abs(exact).max())
+        if not np.isfinite(reach):
+            raise CompressionError("the examples have numbers that are not finite")
+        return cls(len(exact), exact.T @ exact / len(exact), reach)
 
     def joined(self, other: LayerInputs) -> LayerInputs:
         """Of the examples of both."""

@@ -20,6 +20,8 @@ from .second_order import rounded_by_inputs
 Storage = Kind | tuple[Literal["product"], int]
 Rounding = Literal["nearest", "inputs"]
 
+_OF_TABLES = 1.0  # damping: their rows are read as well, where they are no more than numbers
+
 
 def quantize_model(
     model: Any,
@@ -45,9 +47,10 @@ def quantize_model(
         symmetric, clip: See `quantize`.
         activations: What the inputs of dense layers are multiplied as: "float" saves bytes alone; by "dynamic", or
             "static" with the reach that `inputs` have, the products are of bytes.
-        rounding: "nearest", or so that with the `inputs` as they were seen the outputs of dense layers change least;
-            see `second_order`.
-        inputs: What `models.inputs_of_layers` saw of each dense layer.
+        rounding: "nearest", or so that with the `inputs` as they were seen the outputs of dense layers change least,
+            and scores by a table that has inputs; see `second_order`.
+        inputs: What `models.inputs_of_layers` saw of each dense layer, and of the vectors of items of a network on
+            sequences; the table of another model has, by its name, `LayerInputs.of` the vectors of users.
         key: See `quantize_products`.
 
     Raises:
@@ -79,7 +82,8 @@ def quantize_model(
     for name, kind in storage.items():
         if kind not in get_args(Kind) and not isinstance(kind, tuple | list) and kind != "product":
             raise ValueError(f'{name}: {kind=} must be one of {get_args(Kind)}, or ("product", parts)')
-    if (activations != "float" or rounding == "inputs") and not any(map(is_kernel, storage)):
+    queried = storage.keys() & (inputs or {}) if rounding == "inputs" else set()
+    if (activations != "float" or rounding == "inputs") and not queried and not any(map(is_kernel, storage)):
         raise CompressionError(
             f"{activations=} and {rounding=} are for matrices of dense layers, of which the rules choose none"
         )
@@ -97,6 +101,9 @@ def quantize_model(
                 new[name] = _products(name, leaf, (kind,) if kind == "product" else kind, key)
             elif not is_kernel(name):
                 new[name] = quantize(leaf, kind, symmetric=symmetric, clip=clip)
+                if name in queried and inputs and kind in ("int8", "int4"):
+                    seen = inputs_of(name, inputs, leaf.shape[1])
+                    new[name] = rounded_by_inputs(leaf, new[name], seen.gramian, damping=_OF_TABLES)
             else:
                 needed = activations == "static" or rounding == "inputs"
                 if needed and not inputs:
