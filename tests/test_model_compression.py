@@ -210,6 +210,8 @@ def test_inputs_that_are_none():
     with pytest.raises(CompressionError, match="only networks on sequences without content have windows"):
         models.inputs_of_layers(models.MLP([3, 4], width=2, hidden=[5], rngs=nnx.Rngs(1)))
     inputs = {"items": LayerInputs.of(np.ones((1, 3)))}
+    with pytest.raises(CompressionError, match="for tables that have inputs: there are inputs of items"):
+        quantize_model(factors(), {"users": "int4"}, rounding="inputs", inputs=inputs)
     with pytest.raises(CompressionError, match="items has 16 inputs, and 3 were seen"):
         quantize_model(factors(), {"items": "int4"}, rounding="inputs", inputs=inputs)
 

@@ -85,7 +85,8 @@ def quantize_model(
     queried = storage.keys() & (inputs or {}) if rounding == "inputs" else set()
     if (activations != "float" or rounding == "inputs") and not queried and not any(map(is_kernel, storage)):
         raise CompressionError(
-            f"{activations=} and {rounding=} are for matrices of dense layers, of which the rules choose none"
+            f"{activations=} and {rounding=} are for matrices of dense layers, of which the rules choose none, and "
+            f"the latter for tables that have inputs: there are inputs of {', '.join(sorted(inputs or {})) or 'none'}"
         )
     new = {}
     for name, kind in storage.items():
