@@ -120,7 +120,8 @@ def test_products_that_cannot_be(call, message):
 def test_networks_on_products(name, tmp_path):
     settings = {"length": 8, "width": 16, "products": (4, 8), "learning_rate": 0.01, "epochs": 10}
     rec = afx.Recommender(name, **settings).fit(X, progress=False)
-    assert rec.history.loss[-5:].mean() < rec.history.loss[:5].mean()
+    third = len(rec.history.loss) // 3  # one step's loss is of few masks
+    assert rec.history.loss[-third:].mean() < rec.history.loss[:third].mean()
     assert rec.model.network.items.embedding is None
     assert rec.model.modalities.inputs["codes"].dtype == jnp.uint8
     rec.save(tmp_path / "model")
