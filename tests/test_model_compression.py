@@ -19,7 +19,7 @@ from affinax.engine.compression import (
     quantize,
     quantize_model,
 )
-from affinax.engine.compression.parameters import compressible
+from affinax.engine.compression.parameters import compressible, parameters_of
 from affinax.engine.compression.second_order import rounded_by_inputs
 from affinax.engine.data import Interactions
 from affinax.engine.factorization import Factors, ImplicitObjective, fit, implicit_als
@@ -210,10 +210,23 @@ def test_inputs_that_are_none():
     with pytest.raises(CompressionError, match="only networks on sequences without content have windows"):
         models.inputs_of_layers(models.MLP([3, 4], width=2, hidden=[5], rngs=nnx.Rngs(1)))
     inputs = {"items": LayerInputs.of(np.ones((1, 3)))}
-    with pytest.raises(CompressionError, match="for tables that have inputs: there are inputs of items"):
+    with pytest.raises(CompressionError, match="the rules choose users int4; and there are inputs of items"):
         quantize_model(factors(), {"users": "int4"}, rounding="inputs", inputs=inputs)
     with pytest.raises(CompressionError, match="items has 16 inputs, and 3 were seen"):
         quantize_model(factors(), {"items": "int4"}, rounding="inputs", inputs=inputs)
+
+
+def test_what_is_no_code_is_rounded_to_the_nearest():
+    """By inputs as well, as nothing is to be chosen there; beside it codes are rounded by theirs."""
+    model = network()
+    inputs = models.inputs_of_layers(model, [ITEMS])
+    rules = {TABLE: "float8", "*.output.kernel": "bfloat16", "*": "int4"}
+    nearest = compressible(parameters_of(quantize_model(model, rules)))
+    found = compressible(parameters_of(quantize_model(model, rules, rounding="inputs", inputs=inputs)))
+    kinds = {name: getattr(leaf, "rows", leaf).kind for name, leaf in found.items()}
+    assert set(kinds.values()) == {"float8", "bfloat16", "int4"}
+    for name, leaf in found.items():
+        assert bool(jnp.all(leaf.floats() == nearest[name].floats())) == (kinds[name] != "int4")
 
 
 def test_padding_is_no_input():
@@ -302,6 +315,7 @@ def test_saved_and_loaded(algorithm, kind, films, tmp_path):
         ("int4", {"rounding": "inputs", "inputs": {}}, CompressionError, "kernel: static activations and rounding"),
         ("int8", {"activations": "dynamic", "inputs": {}}, CompressionError, "ask for one, or leave them out"),
         ("float8", {"activations": "dynamic"}, CompressionError, "for int8 or int4, and not for float8"),
+        ("float8", {"rounding": "inputs", "inputs": {}}, CompressionError, "the rules choose .*kernel float8"),
         ("int9", {}, ValueError, "kind='int9' must be one of"),
         ("int8", {"activations": "some"}, ValueError, "activations='some' must be one of"),
         ("int8", {"rounding": "up"}, ValueError, "rounding='up' must be one of"),

@@ -20,6 +20,7 @@ from .second_order import rounded_by_inputs
 Storage = Kind | tuple[Literal["product"], int]
 Rounding = Literal["nearest", "inputs"]
 
+_OF_CODES = ("int8", "int4")
 _OF_TABLES = 1.0  # damping: their rows are read as well, where they are no more than numbers
 
 
@@ -48,7 +49,8 @@ def quantize_model(
         activations: What the inputs of dense layers are multiplied as: "float" saves bytes alone; by "dynamic", or
             "static" with the reach that `inputs` have, the products are of bytes.
         rounding: "nearest", or so that with the `inputs` as they were seen the outputs of dense layers change least,
-            and scores by a table that has inputs; see `second_order`.
+            and scores by a table that has inputs; see `second_order`. Of int8 and int4; other kinds, and tables
+            without inputs, are rounded to the nearest.
         inputs: What `models.inputs_of_layers` saw of each dense layer, and of the vectors of items of a network on
             sequences; the table of another model has, by its name, `LayerInputs.of` the vectors of users.
         key: See `quantize_products`.
@@ -56,7 +58,8 @@ def quantize_model(
     Raises:
         CompressionError: Nothing to quantize, a pattern that matches nothing (nearest names are offered), an array
             with a rule of its own that would not be smaller, parameters that are quantized already or not finite,
-            inputs that are missing, unused or of another model, or bytes as inputs of matrices that are none.
+            inputs that are missing, unused or of another model, rounding by inputs of nothing in int8 or int4, or
+            bytes as inputs of matrices that are none.
         ValueError: An unknown choice.
 
     Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
@@ -82,12 +85,9 @@ def quantize_model(
     for name, kind in storage.items():
         if kind not in get_args(Kind) and not isinstance(kind, tuple | list) and kind != "product":
             raise ValueError(f'{name}: {kind=} must be one of {get_args(Kind)}, or ("product", parts)')
-    queried = storage.keys() & (inputs or {}) if rounding == "inputs" else set()
-    if (activations != "float" or rounding == "inputs") and not queried and not any(map(is_kernel, storage)):
-        raise CompressionError(
-            f"{activations=} and {rounding=} are for matrices of dense layers, of which the rules choose none, and "
-            f"the latter for tables that have inputs: there are inputs of {', '.join(sorted(inputs or {})) or 'none'}"
-        )
+    if activations != "float" and not any(map(is_kernel, storage)):
+        raise CompressionError(f"{activations=} is for matrices of dense layers, of which the rules choose none")
+    by_inputs = _rounded_by_inputs(storage, inputs or {}) if rounding == "inputs" else set()
     new = {}
     for name, kind in storage.items():
         leaf = among[name]
@@ -102,17 +102,17 @@ def quantize_model(
                 new[name] = _products(name, leaf, (kind,) if kind == "product" else kind, key)
             elif not is_kernel(name):
                 new[name] = quantize(leaf, kind, symmetric=symmetric, clip=clip)
-                if name in queried and inputs and kind in ("int8", "int4"):
+                if name in by_inputs and inputs:
                     seen = inputs_of(name, inputs, leaf.shape[1])
                     new[name] = rounded_by_inputs(leaf, new[name], seen.gramian, damping=_OF_TABLES)
             else:
-                needed = activations == "static" or rounding == "inputs"
+                needed = activations == "static" or name in by_inputs
                 if needed and not inputs:
                     raise CompressionError(
                         "static activations and rounding by inputs need inputs: those of models.inputs_of_layers"
                     )
                 seen = inputs_of(name.rpartition(".")[0], inputs, leaf.shape[0]) if needed and inputs else None
-                new[name] = _kernel(leaf, kind, symmetric, clip, activations, rounding, seen)
+                new[name] = _kernel(leaf, kind, symmetric, clip, activations, name in by_inputs, seen)
             if new[name].nbytes >= leaf.nbytes:
                 if isinstance(rules, Mapping) and name in rules:
                     raise CompressionError(
@@ -122,6 +122,18 @@ def quantize_model(
         except CompressionError as error:
             raise CompressionError(f"{name}: {error}") from None
     return with_parameters(model, replaced(parameters, new))
+
+
+def _rounded_by_inputs(storage: Mapping[str, Storage], inputs: Mapping[str, LayerInputs]) -> set[str]:
+    """The names of what `rounding="inputs"` is for: kept as codes, a dense layer or a table that has inputs."""
+    found = {name for name, kind in storage.items() if kind in _OF_CODES and (is_kernel(name) or name in inputs)}
+    if not found:
+        kinds = ", ".join(f"{name} {kind}" for name, kind in storage.items())
+        raise CompressionError(
+            'rounding="inputs" is for int8 or int4 of dense layers, and of tables that have inputs: the rules choose '
+            f"{kinds}; and there are inputs of {', '.join(sorted(inputs)) or 'none'}"
+        )
+    return found
 
 
 def _products(name: str, table: Any, kind: Any, key: PRNGKeyArray | None) -> Any:
@@ -140,13 +152,13 @@ def _kernel(
     symmetric: bool,
     clip: Clip,
     activations: Activations,
-    rounding: Rounding,
+    by_inputs: bool,
     seen: LayerInputs | None,
 ) -> Any:
     rows = quantize(kernel.T, kind, symmetric=symmetric, clip=clip)
-    if kind not in ("int8", "int4") and (activations != "float" or rounding == "inputs"):
-        raise CompressionError(f"inputs in bytes and rounding by inputs are for int8 or int4, and not for {kind}")
-    if rounding == "inputs" and seen is not None:
+    if kind not in _OF_CODES and activations != "float":
+        raise CompressionError(f"inputs in bytes are for int8 or int4, and not for {kind}")
+    if by_inputs and seen is not None:
         rows = rounded_by_inputs(kernel.T, rows, seen.gramian)
     reach = jnp.float32(seen.reach or 1.0) if activations == "static" and seen is not None else None
     return QuantizedKernel(rows, reach, activations)
