@@ -34,7 +34,6 @@ from .measure import take_turns
 from .record import RUNS, record
 from .sequence_data import BEAUTY, amazon_beauty, movielens_1m
 
-KEY = jax.random.key(0)
 MOVIELENS = {"length": 200, "batch_size": 69, "dropout": 0.1}
 ON_BEAUTY = {"length": 50, "batch_size": 32, "dropout": 0.5}
 HELD = optax.chain(optax.adam(1e-3), keep_zeros())
@@ -43,26 +42,33 @@ HELD = optax.chain(optax.adam(1e-3), keep_zeros())
 def whole_model(name: str = "SASRec on ML-1M", seed: int = 0) -> tuple[Any, Sequences, Sequences, Interactions]:
     """SASRec as it was trained, and the parts: to train on, to know when testing, to test."""
     known, test = movielens_1m().leave_last()
-    train, validation = known.leave_last()
-    algorithm = models.sequence_retriever(models.SASRec, **MOVIELENS)
-    steps = algorithm.batches(train, np.zeros(2, np.uint32)).steps(1)
-    run = RUNS / name.replace(" ", "-")
-    if not run.exists():
+    run = name.replace(" ", "-")
+    if not (RUNS / run).exists():
         pytest.skip("bench_sequences.py::test_sasrec_on_movielens has to be run before")
-    validate = validator(train, validation)
-    model, _ = fit(
+    model, *_ = trained_anew(run, known, MOVIELENS, epochs=200, every=3, patience=40, seed=seed)
+    return model, known.leave_last()[0], known, test
+
+
+def trained_anew(
+    run: str, known: Sequences, settings: Any, *, epochs: int, every: int, patience: int, seed: int = 0
+) -> tuple[Any, Any, int]:
+    """SASRec, the best by validation after each so many epochs; how training went; and the steps of an epoch."""
+    train, validation = known.leave_last()
+    algorithm = models.sequence_retriever(models.SASRec, **settings)
+    steps = algorithm.batches(train, np.zeros(2, np.uint32)).steps(1)
+    model, history = fit(
         algorithm,
         train,
         key=jax.random.key(seed),
-        epochs=200,
-        checkpoint=run,
-        checkpoint_every=3 * steps,
-        validate=validate,
-        validate_every=3 * steps,
-        patience=40,
+        epochs=epochs,
+        checkpoint=RUNS / run,
+        checkpoint_every=every * steps,
+        validate=validator(train, validation),
+        validate_every=every * steps,
+        patience=patience,
         progress=False,
     )
-    return model, train, known, test
+    return model, history, steps
 
 
 def validator(train: Sequences, validation: Interactions) -> Any:
@@ -78,7 +84,13 @@ def validator(train: Sequences, validation: Interactions) -> Any:
 
 
 def trained_on(
-    model: Any, parts: Any, optimizer: Any, epochs: int, settings: Any = MOVIELENS, rules: Any = None
+    model: Any,
+    parts: Any,
+    optimizer: Any,
+    epochs: int,
+    settings: Any = MOVIELENS,
+    rules: Any = None,
+    patience: int = 4,
 ) -> Any:
     """A model after some epochs more, of which the best by validation counts; by `rules` in fewer bits."""
     kept, validation = parts
@@ -90,7 +102,7 @@ def trained_on(
     def validate(model: Any) -> float:
         return score(model if rules is None else quantize_model(model, rules))
 
-    own = {"validate": validate, "validate_every": 3 * steps, "patience": 4, "progress": False}
+    own = {"validate": validate, "validate_every": 3 * steps, "patience": patience, "progress": False}
     return fit(algorithm, kept, key=jax.random.key(1), epochs=epochs, state=model, **own)[0]
 
 
@@ -157,9 +169,9 @@ def test_sasrec_trained_in_fewer_bits():
 
 
 def pruned_gradually(
-    model: Any, known: Sequences, share: Any, settings: Any = MOVIELENS, begin: int = 0, end: int = 12
+    model: Any, known: Sequences, share: Any, settings: Any = MOVIELENS, begin: int = 0, end: int = 12, after: int = 12
 ) -> Any:
-    """Ever more weights become 0 between these epochs of training; of 12 more the best by validation counts.
+    """Ever more weights become 0 between these epochs of training; of some after it the best by validation counts.
 
     Without a model from the start.
     """
@@ -169,7 +181,7 @@ def pruned_gradually(
     algorithm = models.sequence_retriever(models.SASRec, **settings, optimizer=optax.chain(optax.adam(1e-3), gradual))
     state = None if model is None else model._replace(training=None)
     pruned, _ = fit(algorithm, parts[0], key=jax.random.key(2), epochs=end, state=state, progress=False)
-    return trained_on(pruned._replace(training=None), parts, HELD, 12, settings)
+    return trained_on(pruned._replace(training=None), parts, HELD, after, settings, patience=after // 3)
 
 
 def test_sasrec_pruned():
@@ -180,6 +192,16 @@ def test_sasrec_pruned():
     named["80 % over 12 epochs, trained on"] = pruned_gradually(model, known, 0.8)
     found = bills_with_zeros(named, known, test)
     record("compressed_models", {"SASRec on ML-1M pruned": found})
+
+
+def test_wide_sasrec_pruned_from_the_start():
+    """80 % of one 128 wide, as many epochs in all as the whole one has, and zeros made in their first half."""
+    known, test = movielens_1m().leave_last()
+    settings = MOVIELENS | {"width": 128}
+    named = {"whole": trained_anew("ML-1M-128-wide", known, settings, epochs=90, every=3, patience=10)[0]}
+    named["80 % from the start"] = pruned_gradually(None, known, 0.8, settings, begin=5, end=45, after=45)
+    found = bills_with_zeros(named, known, test)
+    record("compressed_models", {"SASRec on ML-1M, 128 wide, pruned from the start": found})
 
 
 def test_sasrec_layers_pruned():
@@ -232,23 +254,8 @@ needs_beauty = pytest.mark.skipif(not BEAUTY.exists(), reason="Amazon Beauty is 
 
 def on_beauty(name: str, known: Sequences, epochs: int = 24, **options: Any) -> tuple[Any, Any, int]:
     """SASRec with one of `TABLES`, how training went, and the steps of an epoch."""
-    train, validation = known.leave_last()
-    algorithm = models.sequence_retriever(models.SASRec, **ON_BEAUTY, **options)
-    steps = algorithm.batches(train, np.zeros(2, np.uint32)).steps(1)
-    validate = validator(train, validation)
-    model, history = fit(
-        algorithm,
-        train,
-        key=KEY,
-        epochs=epochs,
-        validate=validate,
-        validate_every=4 * steps,
-        patience=3,
-        checkpoint=RUNS / f"beauty-{name}".replace(" ", "-"),
-        checkpoint_every=4 * steps,
-        progress=False,
-    )
-    return model, history, steps
+    run = f"beauty-{name}".replace(" ", "-")
+    return trained_anew(run, known, ON_BEAUTY | options, epochs=epochs, every=4, patience=3)
 
 
 def wide_on_beauty(known: Sequences) -> Any:
