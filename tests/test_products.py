@@ -302,7 +302,7 @@ def test_the_command_line(run, fitted, halves, tmp_path):
         (["--int8", "--no-header"], "--header: without --test FILE"),
         (["--rule", "items=int3"], "--rule 'items=int3': the kind must be one of"),
         (["--rule", "items=int8", "--rule", "items=int4"], "'items' has the rule int8 already"),
-        (["--int8", "--dynamic"], "are for matrices of dense layers, of which the rules choose none"),
+        (["--int8", "--dynamic"], "is for matrices of dense layers, of which the rules choose none"),
     ]:
         status, _, error = run("compress", whole, *(options if "--out" in options else [*options, "--out", small]))
         assert status == 2
