@@ -195,7 +195,7 @@ def test_sasrec_pruned():
 
 
 def test_wide_sasrec_pruned_from_the_start():
-    """80 % of one 128 wide, as many epochs in all as the whole one has, and zeros made in their first half."""
+    """80 % of one 128 wide, made in the first half of 90 epochs, beside a whole one that ends early by validation."""
     known, test = movielens_1m().leave_last()
     settings = MOVIELENS | {"width": 128}
     named = {"whole": trained_anew("ML-1M-128-wide", known, settings, epochs=90, every=3, patience=10)[0]}
