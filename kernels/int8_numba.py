@@ -8,6 +8,7 @@ import numba
 import numpy as np
 
 from . import simd, xla_ffi
+from .half_bytes import BLOCK
 from .int8_tiles import COLUMNS, ROWS, write_tile
 from .threads import WORKERS
 
@@ -22,14 +23,15 @@ def multiply(a, b):
 
 
 @numba.njit(nogil=True, cache=True)
-def _half(byte, k):
-    return ((np.int32(byte) >> (4 * (k % 2))) & 15) - 8
+def _half(stored, k):
+    return ((np.int32(stored[k // 2]) >> (4 * (k % 2))) & 15) - 8
 
 
 @numba.njit(parallel=True, nogil=True, cache=True)
 def packed_panels(codes, width):
     """Rows, of bytes or half bytes, as columns of panels, with k by fours; and -128 times the sum of each."""
     n, halves = len(codes), codes.shape[1] < width
+    split = (width + 1) // 2
     fours, n_panels = (width + 3) // 4, (n + COLUMNS - 1) // COLUMNS
     panels = np.empty((2 * n_panels, fours, 16, 4), np.int8)
     start = np.empty(n_panels * COLUMNS, np.int32)
@@ -44,8 +46,10 @@ def packed_panels(codes, width):
                 half, lane = panel * 2 + column // 16, column % 16
                 for k in range(fours * 4):
                     value = np.int32(0)
-                    if row < n and k < width:
-                        value = _half(codes[row, k // 2], k) if halves else np.int32(codes[row, k])
+                    if row < n and k < width and halves:
+                        value = _half(codes[row], k) * _half(codes[row, split:], k // BLOCK)
+                    elif row < n and k < width:
+                        value = np.int32(codes[row, k])
                     panels[half, k // 4, lane, k % 4] = value
                     total += value
                 start[row] = -128 * total

@@ -83,7 +83,7 @@ def _of_bytes(x: Array, kernel: QuantizedKernel) -> Array:
         codes = jnp.clip(jnp.rint(x / scale), -127, 127).astype(jnp.int8)
         scales = jnp.where(jnp.isnan(x).any(axis=1), jnp.nan, scale)  # of which no byte tells
     sums = int8.product(codes, unpacked(rows.codes, rows.width))
-    found = sums.astype(jnp.float32) * scales[:, None] * rows.scales[None, :]
+    found = sums.astype(jnp.float32) * scales[:, None] * rows.scales.astype(jnp.float32)[None, :]
     if rows.offsets is not None:
         totals = jnp.sum(codes, axis=1, dtype=jnp.int32).astype(jnp.float32) * scales
         found += totals[:, None] * rows.offsets[None, :]

@@ -29,10 +29,9 @@ class QuantizedRows:
 
     Always true:
 
-    - `codes` is int8 `[n, width]` in [-127, 127]; or uint8 `[n, (width + 1) // 2]` of half bytes: in byte j the low
-      half is column 2 j, the high half column 2 j + 1, both raised by 8, in [1, 15]; a column that is not there is 8,
-      which stands for 0; or float8_e4m3fn or bfloat16 `[n, width]`, finite.
-    - `scales` is float32 `[n]`, finite and 0 or more.
+    - `codes` is int8 `[n, width]` in [-127, 127]; or uint8, half bytes with their multipliers as `half_bytes` lays them
+      out; or float8_e4m3fn or bfloat16 `[n, width]`, finite.
+    - `scales` is float32 `[n]`, or bfloat16 with half bytes, finite and 0 or more.
     - `offsets` is float32 `[n]`, finite, or None for 0.
     - `exact` is float32 `[n, columns]`: further columns as they are, such as biases.
     - `width` is how many columns the codes have.
@@ -81,7 +80,8 @@ class QuantizedRows:
 @jax.jit
 def _rows(table: QuantizedRows, ids: Array) -> Array:
     flat = ids.reshape(-1)
-    values = unpacked(table.codes[flat], table.width).astype(jnp.float32) * table.scales[flat][:, None]
+    scales = table.scales[flat].astype(jnp.float32)[:, None]
+    values = unpacked(table.codes[flat], table.width).astype(jnp.float32) * scales
     if table.offsets is not None:
         values += table.offsets[flat][:, None]
     return jnp.concatenate([values, table.exact[flat]], axis=1).reshape(*ids.shape, -1)
@@ -155,10 +155,10 @@ def _search(
 ) -> tuple[Array, Array]:
     codes, scales = to_bytes(queries[:, : items.width])
     offsets = jnp.zeros(0, jnp.float32) if items.offsets is None else items.offsets
-    # The half bytes of one column are as many as bytes: kernels tell them apart by that.
-    item_codes = unpacked(items.codes, 1) if items.width == 1 else items.codes
+    # The half bytes of few columns are no fewer than bytes: kernels tell them apart by that.
+    item_codes = items.codes if items.codes.shape[1] < items.width else unpacked(items.codes, items.width)
     of_queries = codes, scales, queries[:, items.width :]
-    of_items = item_codes, items.scales, offsets, items.exact
+    of_items = item_codes, items.scales.astype(jnp.float32), offsets, items.exact
     arguments = map(jnp.asarray, (*of_queries, *of_items, *masks))
     return dispatch(OP, *arguments, implementation=implementation, k=k)
 

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array
 
 from . import top_k
+from .half_bytes import unpacked
 from .int8 import something
 
 _NOBODY = 2**30  # ids from here on are of places in a list that no item is in
@@ -36,7 +37,7 @@ class Items(NamedTuple):
     """Arrays, or what a program has of them.
 
     Attributes:
-        codes: As in `QuantizedRows`.
+        codes: int8 `[n, width]`: half bytes are unpacked before.
         scales: `[n]`.
         offsets: `[n]` or None.
         exact: `[n]` each.
@@ -77,7 +78,7 @@ def search_blocks(
     """
     (codes, scales, columns, item_codes, item_scales, offsets, exact), masks = arguments[:7], arguments[7:]
     batch, n_items = codes.shape[0], item_codes.shape[0]
-    items = Items(item_codes, item_scales, offsets if offsets.shape[0] else None, tuple(exact.T))
+    items = Items(unpacked(item_codes, codes.shape[1]), item_scales, offsets if offsets.shape[0] else None, tuple(exact.T))
 
     def answer(rows):
         size = next((size for size in sizes if size >= len(rows)), sizes[-1])

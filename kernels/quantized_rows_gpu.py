@@ -16,7 +16,6 @@ from jax.experimental import pallas as pl
 
 from . import quantized_rows_blocks as blocks
 from .gpu_memory import LINE, fetch, store, tile
-from .half_bytes import unpacked
 
 _ROWS, _COLUMNS = 64, 64  # queries and items that meet at a time
 _ANSWERS = LINE // 4  # a list has a multiple of
@@ -25,7 +24,7 @@ _OF_ROWS, _OF_COLUMNS = gpu.Layout.WGMMA.reduce(1), gpu.Layout.WGMMA.reduce(0)
 
 
 def search_rows(*arguments, k: int, interpret=None):
-    """See `quantized_rows.search`; half bytes are unpacked before."""
+    """See `quantized_rows.search`."""
     lists_of = functools.partial(_lists, k=k, interpret=interpret)
     return blocks.search_blocks(lists_of, (_ROWS,), arguments, k)
 
@@ -45,7 +44,7 @@ def _lists(queries, items, allowed, size, *, k, interpret):
 
     # What is added is not allowed.
     allowed = jnp.pad(allowed, [(0, 0), (0, beyond)])
-    items = jax.tree.map(whole, items._replace(codes=deep(unpacked(items.codes, queries.codes.shape[1]))))
+    items = jax.tree.map(whole, items._replace(codes=deep(items.codes)))
     queries, depth = queries._replace(codes=deep(queries.codes)), items.codes.shape[1]
     leaves, structure = jax.tree.flatten((queries, items))
     scratch = {

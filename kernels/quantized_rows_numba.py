@@ -123,10 +123,9 @@ def _search_few(
 ):  # fmt: skip
     (batch, k), width = ids.shape, codes.shape[1]
     n_items, stride = item_codes.shape
-    halves, chunks = stride < width, (width + DEPTH - 1) // DEPTH
-    read = chunks * (
-        DEPTH // 2 if halves else DEPTH
-    )  # bytes of a row that are read, of which those beyond it meet zeros
+    halves, chunks, split = stride < width, (width + DEPTH - 1) // DEPTH, (width + 1) // 2
+    # Bytes of a row that are read, of which those beyond it meet zeros.
+    read = max(chunks * DEPTH // 2, split + 2 * chunks) if halves else chunks * DEPTH
     rows = _laid_out(codes, chunks, halves)
     of_codes, totals = _totals(codes, scales)
     # Items from here on would be read beyond the end of the array: they are copied first.
@@ -149,15 +148,16 @@ def _search_few(
                     for other in range(min(4, n_items - item)):
                         copied[other, :stride] = item_codes[item + other]
                 for q in range(batch):
+                    place = q * chunks * DEPTH
                     if here and halves:
-                        dots = four_dots_int4(item_codes, item * stride, stride, rows, q * chunks * DEPTH, chunks)
+                        dots = four_dots_int4(item_codes, item * stride, stride, split, rows, place, chunks)
                     elif here:
-                        dots = four_dots_int8(item_codes, item * stride, stride, rows, q * chunks * DEPTH, chunks)
+                        dots = four_dots_int8(item_codes, item * stride, stride, rows, place, chunks)
                     elif halves:
-                        dots = four_dots_int4(copied, 0, read, rows, q * chunks * DEPTH, chunks)
+                        dots = four_dots_int4(copied, 0, read, split, rows, place, chunks)
                     else:
-                        dots = four_dots_int8(copied, 0, read, rows, q * chunks * DEPTH, chunks)
-                    raised = of_codes[q] * np.int32(8 if halves else 128)
+                        dots = four_dots_int8(copied, 0, read, rows, place, chunks)
+                    raised = np.int32(0) if halves else of_codes[q] * np.int32(128)
                     for other in range(min(4, high - item)):
                         sums[q, item + other - low] = dots[other] - raised
             for q in range(batch):

@@ -25,11 +25,7 @@ def search_rows(*arguments, k: int, interpret=False):
 
 def _lists(queries, items, allowed, size, *, k, interpret):
     (batch, n_items), length = allowed.shape, -(-k // _LANES) * _LANES
-    codes = (queries.codes,)
-    if items.codes.dtype == jnp.uint8:
-        even = jnp.pad(queries.codes, [(0, 0), (0, queries.codes.shape[1] % 2)])
-        codes = even[:, ::2], even[:, 1::2]
-    of_rows = jax.tree.map(lambda a: a[:, None], queries._replace(codes=None))._replace(codes=codes)
+    of_rows = jax.tree.map(lambda a: a[:, None], queries._replace(codes=None))._replace(codes=queries.codes)
     of_columns = jax.tree.map(lambda a: a[None], items._replace(codes=None))
     leaves, structure = jax.tree.flatten((of_rows, of_columns))
     # A row a query, or a column an item.
@@ -60,15 +56,9 @@ def _tile(structure, n_items, k, *refs):
         ids[...], kept[...] = blocks.empty_list(in_list)
 
     queries, items = jax.tree.unflatten(structure, [ref[...] for ref in given])
-    parts = [item_codes[...]]
-    if item_codes.dtype == jnp.uint8:
-        wide = parts[0].astype(jnp.int32)
-        parts = [(half - 8).astype(jnp.int8) for half in (wide & 15, wide >> 4)]
-    products = [
-        lax.dot_general(codes, part, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
-        for codes, part in zip(queries.codes, parts, strict=True)
-    ]
-    sums = functools.reduce(jnp.add, products)
+    sums = lax.dot_general(
+        queries.codes, item_codes[...], (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32
+    )
     places = lax.broadcasted_iota(jnp.int32, sums.shape, 1)
     # The last tile has columns beyond the last item.
     here = (allowed[...].astype(jnp.int32) != 0) & (first + places < n_items)

@@ -12,6 +12,7 @@ from affinax.engine.factorization import Factors
 from affinax.engine.retrieval import recommend, top_k
 from affinax.kernels.csr import CSR
 from affinax.kernels.embedding import bag, lookup
+from affinax.kernels.half_bytes import parts
 from affinax.kernels.product_rows import ProductRows
 from affinax.kernels.quantized_rows import with_columns
 
@@ -30,14 +31,17 @@ def test_rows_come_back_within_half_a_step(kind, symmetric, clip):
     rows = jax.jit(lambda table: quantize(table, kind, symmetric=symmetric, clip=clip))(TABLE)
     found, most = np.asarray(dequantize(rows)), 127 if kind == "int8" else 7
     errors = np.abs(found - TABLE)
-    step = np.asarray(rows.scales)[:, None]
+    step = np.asarray(rows.scales, np.float32)[:, None]
+    if kind == "int4":  # of one block
+        step *= np.abs(parts(rows.codes, 9)[1])
     low, high = TABLE.min(axis=1, keepdims=True), TABLE.max(axis=1, keepdims=True)
     whole = (np.abs(TABLE).max(axis=1, keepdims=True) if symmetric else (high - low) / 2) / most
     if clip == "none":
-        np.testing.assert_allclose(step, whole, rtol=1e-5)
+        # There is one half byte more on one side, and scales of theirs are rounded.
+        assert (step <= whole * 1.00001).all()
+        assert (step >= whole * (0.99999 if kind == "int8" else 0.99 * 7 / 8)).all()
         assert (errors <= 0.5001 * step).all()
     else:
-        assert (step <= whole * 1.00001).all()
         plain = np.asarray(dequantize(quantize(jnp.asarray(TABLE), kind, symmetric=symmetric)))
         assert ((errors**2).sum(axis=1) <= ((plain - TABLE) ** 2).sum(axis=1) * 1.0001 + 1e-9).all()
         assert kind == "int8" or (errors**2).sum() < 0.97 * ((plain - TABLE) ** 2).sum()
@@ -47,7 +51,7 @@ def test_rows_come_back_within_half_a_step(kind, symmetric, clip):
 
 def test_sizes_are_those_promised():
     table = jnp.zeros((1000, 64))
-    for kind, share in (("int8", 68 / 256), ("int4", 36 / 256), ("float8", 68 / 256)):  # a scale takes 4 bytes
+    for kind, share in (("int8", 68 / 256), ("int4", 36 / 256), ("float8", 68 / 256)):  # scales take 4 bytes, or 2 and 2
         assert quantize(table, kind).nbytes == share * table.nbytes
 
 
@@ -58,7 +62,9 @@ def test_constant_rows_and_exact_columns(kind, symmetric):
     rows = quantize(table, kind, symmetric=symmetric, exact=1)
     found = dequantize(rows)
     np.testing.assert_array_equal(found[:, 3], table[:, 3])
-    np.testing.assert_allclose(found, table, rtol=1e-6)
+    np.testing.assert_allclose(found, table, rtol=1e-6 if kind == "int8" else 2**-7)
+    np.testing.assert_array_equal(found[0], table[0])
+    assert symmetric or (found[1] == table[1]).all()
     assert rows.width == 3
     some = rows[jnp.array([[2, 0], [1, 1]], jnp.int32)]
     np.testing.assert_array_equal(some, found[jnp.array([[2, 0], [1, 1]])])
@@ -66,8 +72,38 @@ def test_constant_rows_and_exact_columns(kind, symmetric):
 
 def test_one_column_of_half_bytes():
     rows = quantize(jnp.array([[0.5], [-2.0]]), "int4")
-    assert rows.codes.shape == (2, 1)
-    np.testing.assert_allclose(dequantize(rows), [[0.5], [-2.0]])
+    assert rows.codes.shape == (2, 2)
+    np.testing.assert_allclose(dequantize(rows), [[0.5], [-2.0]], rtol=2**-7)
+
+
+@each_way
+@each_clip
+def test_blocks_of_half_bytes_have_their_own_steps(symmetric, clip):
+    rng, names = np.random.default_rng(3), {"symmetric": symmetric, "clip": clip}
+    table = rng.normal(size=(50, 40)) * np.repeat(rng.uniform(0.2, 1, (50, 3)), 16, axis=1)[:, :40]
+    rows = quantize(jnp.asarray(table, jnp.float32), "int4", **names)
+    own, multipliers = parts(rows.codes, 40)
+    steps = np.abs(multipliers) * np.asarray(rows.scales, np.float32)[:, None]
+    each = np.repeat(steps, 16, axis=1)[:, :40]
+    assert (np.asarray(own).min(), len(np.unique(multipliers)) > 4) == (-8, True)
+    assert steps.min() > 0
+    if clip == "none":
+        assert (np.abs(np.asarray(rows.floats()) - table) <= 0.5001 * each).all()
+    # Blocks of their own against one step for all of a row.
+    alone = [
+        quantize(jnp.asarray(table[:, start : start + 16], jnp.float32), "int4", **names) for start in (0, 16, 32)
+    ]
+    errors = [np.sum((np.asarray(a) - table) ** 2) for a in (rows.floats(), np.hstack([a.floats() for a in alone]))]
+    assert errors[0] < (1.15 if symmetric else 2) * errors[1]
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 3.4e38])
+@each_way
+@each_clip
+def test_half_bytes_of_any_size(scale, symmetric, clip):
+    table = jnp.array([[1.0, -1.0, 0.25], [1.0, -0.3, 0.0], [0.1, 0.9, 1.0]], jnp.float32) * scale
+    found = np.asarray(quantize(table, "int4", symmetric=symmetric, clip=clip).floats(), float)
+    assert (np.abs(found - np.asarray(table, float)) <= 0.08 * scale).all()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from affinax.kernels import int8, int8_tiles, quantized_rows
 from affinax.kernels.csr import CSR
-from affinax.kernels.half_bytes import packed, unpacked
+from affinax.kernels.half_bytes import BLOCK, packed, parts, unpacked
 from affinax.kernels.op import platforms
 from affinax.kernels.quantized_rows import QuantizedRows, search, to_bytes
 
@@ -28,8 +28,8 @@ SHAPES = [(1, 1, 1), (3, 5, 7), (8, 32, 64), (70, 100, 130), (33, 513, 100)]
 
 
 def codes(rng, shape, bits=8):
-    most = 127 if bits == 8 else 7
-    return rng.integers(-most, most + 1, shape).astype(np.int8)
+    least, most = (-127, 127) if bits == 8 else (-8, 7)
+    return rng.integers(least, most + 1, shape).astype(np.int8)
 
 
 @pytest.mark.parametrize("implementation", ["reference", pytest.param("numba", marks=vnni), "interpret"])
@@ -91,9 +91,13 @@ def table(rng, n, width, columns, bits, offset):
     scales = rng.uniform(0.1, 1, n).astype(np.float32)
     offsets = rng.normal(size=n).astype(np.float32) if offset else None
     exact, own = rng.normal(size=(n, columns)).astype(np.float32), codes(rng, (n, width), bits)
-    rows = own * scales[:, None].astype(np.float64) + (0 if offsets is None else offsets[:, None])
-    stored = jnp.asarray(own) if bits == 8 else packed(jnp.asarray(own))
-    given = jnp.asarray(scales), None if offsets is None else jnp.asarray(offsets), jnp.asarray(exact)
+    scales, stored = jnp.asarray(scales), jnp.asarray(own)
+    if bits == 4:
+        multipliers = codes(rng, (n, -(-width // BLOCK)), 4)
+        scales, stored = scales.astype(jnp.bfloat16), packed(stored, jnp.asarray(multipliers))
+        own = own * np.repeat(multipliers, BLOCK, axis=1)[:, :width]
+    rows = own * np.asarray(scales, np.float64)[:, None] + (0 if offsets is None else offsets[:, None])
+    given = scales, None if offsets is None else jnp.asarray(offsets), jnp.asarray(exact)
     return QuantizedRows(stored, *given, width), np.concatenate([rows, exact], axis=1)
 
 
@@ -230,13 +234,16 @@ def test_what_accelerators_do_not_search():
 
 def test_codes_pack_and_unpack():
     rng = np.random.default_rng(0)
-    for width in (1, 2, 5, 64):
-        own = jnp.asarray(codes(rng, (6, width), bits=4))
-        stored = packed(own)
-        assert stored.shape == (6, (width + 1) // 2)
-        np.testing.assert_array_equal(unpacked(stored, width), own)
+    for width, size in ((1, 2), (2, 2), (5, 4), (33, 19), (64, 34)):
+        own, multipliers = (jnp.asarray(codes(rng, (6, n), bits=4)) for n in (width, -(-width // BLOCK)))
+        stored = packed(own, multipliers)
+        assert stored.shape == (6, size)
+        for found, given in zip(parts(stored, width), (own, multipliers), strict=True):
+            np.testing.assert_array_equal(found, given)
+        whole = np.asarray(own, int) * np.repeat(np.asarray(multipliers, int), BLOCK, axis=1)[:, :width]
+        np.testing.assert_array_equal(unpacked(stored, width), whole)
     items, _ = table(rng, 6, 5, 1, 4, True)
-    assert (items.kind, items.shape, items.nbytes) == ("int4", (6, 6), 6 * 3 + 3 * 6 * 4)
+    assert (items.kind, items.shape, items.nbytes) == ("int4", (6, 6), 6 * (3 + 1 + 2) + 2 * 6 * 4)
     whole, _ = table(rng, 6, 5, 0, 8, False)
     assert (whole.kind, whole.nbytes) == ("int8", 6 * 5 + 6 * 4)
 

@@ -10,7 +10,8 @@ from jax import lax
 from ...kernels.quantized_kernel import QuantizedKernel, is_quantized
 from ..errors import CompressionError
 from .parameters import chosen, compressible, is_kernel, replaced
-from .quantization import Clip, Kind, quantize
+from .half_bytes import Clip
+from .quantization import Kind, quantize
 
 
 def rounded(

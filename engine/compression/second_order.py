@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ...kernels.half_bytes import packed, unpacked
+from ...kernels.half_bytes import BLOCK, packed, parts
 from ...kernels.quantized_rows import QuantizedRows
 
 _SWEEPS = 6
@@ -25,7 +26,7 @@ def rounded_by_inputs(
     """Rows with codes and scales by which `sum of |x W - x W'|^2` over the inputs is less.
 
     Code after code of a row is set to what is best beside all its others, several times over, and after each time the
-    scale is. Without offsets weights of 0 stay 0.
+    scale is, and before it the multipliers of half bytes. Without offsets weights of 0 stay 0.
 
     Args:
         weights: The numbers themselves.
@@ -44,34 +45,62 @@ def rounded_by_inputs(
     """
     counted = np.asarray(gramian, np.float64)
     counted = counted + damping * max(float(np.mean(np.diag(counted))), 1e-12) * np.eye(len(counted))
-    codes, scales = np.array(unpacked(rows.codes, rows.width)), np.array(rows.scales, np.float64)
-    most, keep_zeros = 127 if rows.kind == "int8" else 7, rows.offsets is None
+    halves = rows.kind == "int4"
+    codes, multipliers = parts(rows.codes, rows.width) if halves else (rows.codes, jnp.ones((len(weights), 1), jnp.int8))
+    held = _Held(np.array(codes, np.float64), np.array(multipliers, np.float64), np.array(rows.scales, np.float64))
     for start in range(0, len(codes), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
         exact = np.asarray(weights)[part].astype(np.float64)
         if rows.offsets is not None:
             exact -= np.asarray(rows.offsets)[part, None]
-        codes[part], scales[part] = _descended(exact, codes[part], scales[part], counted, most, keep_zeros)
-    stored = packed(jnp.asarray(codes)) if rows.kind == "int4" else jnp.asarray(codes)
-    return replace(rows, codes=stored, scales=jnp.asarray(scales, jnp.float32))
+        _descend(_Held(*(a[part] for a in held)), exact, counted, halves, keep_zeros=rows.offsets is None)
+    codes, multipliers = (jnp.asarray(a, jnp.int8) for a in held[:2])
+    stored = packed(codes, multipliers) if halves else codes
+    return replace(rows, codes=stored, scales=jnp.asarray(held.scales, rows.scales.dtype))
 
 
-def _descended(
-    exact: np.ndarray, codes: np.ndarray, scales: np.ndarray, counted: np.ndarray, most: int, keep_zeros: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and scales that are nowhere worse than those given, by `(s c - w)' C (s c - w)` of each row."""
-    codes = codes.astype(np.float64)
+class _Held(NamedTuple):
+    """Float64 arrays that are written to: of each row, of each of its blocks, which may be all of it, and its scale."""
+
+    codes: np.ndarray
+    multipliers: np.ndarray
+    scales: np.ndarray
+
+    def steps(self) -> np.ndarray:
+        """From code to code, `[n, columns]`."""
+        each = self.scales[:, None] * self.multipliers
+        return np.repeat(each, BLOCK if each.shape[1] > 1 else self.codes.shape[1], axis=1)[:, : self.codes.shape[1]]
+
+
+def _descend(held: _Held, exact: np.ndarray, counted: np.ndarray, halves: bool, *, keep_zeros: bool) -> None:
+    """Nowhere to what is worse, by `(s c - w)' C (s c - w)` of each row with its steps s."""
+    codes, multipliers, scales = held
+    least, most = (-8, 7) if halves else (-127, 127)
     for _ in range(_SWEEPS):
-        slopes = (codes * scales[:, None] - exact) @ counted
-        safe = np.where(scales > 0, scales, 1.0)
-        for column in range(exact.shape[1]):
-            best = np.rint(codes[:, column] - slopes[:, column] / (safe * counted[column, column]))
-            best = np.clip(best, -most, most)
+        steps = held.steps()
+        slopes = (codes * steps - exact) @ counted
+        for column, step in enumerate(steps.T):
+            best = np.rint(codes[:, column] - slopes[:, column] / (_safe(step) * counted[column, column]))
+            best = np.where(step == 0, 0, np.clip(best, least, most))
             if keep_zeros:
                 best[exact[:, column] == 0] = 0
-            slopes += ((best - codes[:, column]) * scales)[:, None] * counted[column]
+            slopes += ((best - codes[:, column]) * step)[:, None] * counted[column]
             codes[:, column] = best
-        products = codes @ counted
-        along, square = np.sum(products * exact, axis=1), np.sum(products * codes, axis=1)
-        scales = np.where((along > 0) & (square > 0), along / np.where(square > 0, square, 1.0), scales)
-    return codes.astype(np.int8), scales
+        for block in range(multipliers.shape[1] if halves else 0):
+            columns = slice(block * BLOCK, (block + 1) * BLOCK)
+            products = codes[:, columns] @ counted[columns]
+            along = np.sum(codes[:, columns] * slopes[:, columns], axis=1)
+            square = np.sum(products[:, columns] * codes[:, columns], axis=1) * scales
+            best = np.clip(np.rint(multipliers[:, block] - along / _safe(square)), -8, 7)
+            change = np.where((best == 0) | (square == 0), 0, best - multipliers[:, block])
+            slopes += (change * scales)[:, None] * products
+            multipliers[:, block] += change
+        whole = codes * held.steps() / _safe(scales)[:, None]
+        products = whole @ counted
+        along, square = np.sum(products * exact, axis=1), np.sum(products * whole, axis=1)
+        best = np.where((along > 0) & (square > 0), along / _safe(square), scales)
+        scales[:] = best.astype(jnp.bfloat16) if halves else best
+
+
+def _safe(divisors: np.ndarray) -> np.ndarray:
+    return np.where(divisors == 0, 1.0, divisors)
