@@ -39,6 +39,7 @@ from .engine.neighbors import (
 from .engine.neighbors.comparison import Comparison
 from .engine.regression import PairRegression
 from .kernels.csr import CSR, SparseMatrix
+from .kernels.half_bytes import row_bytes
 from .kernels.quantized_kernel import is_quantized
 
 _KINDS = {
@@ -123,6 +124,7 @@ def restore(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
 
     Raises:
         KeyError: A type that is none of ours, or an array that is not there.
+        ValueError: Half bytes that are laid out in another way.
     """
 
     def value(field: Any) -> Any:
@@ -138,7 +140,10 @@ def restore(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
     fields = {name: value(field) for name, field in parts.items()} | described.get("with", {})
     if leaves is not None:
         fields["network"] = _filled(fields["blueprint"], {path: value(leaf) for path, leaf in leaves.items()})
-    return kind(fields.values()) if kind is tuple else kind(**fields)
+    found = kind(fields.values()) if kind is tuple else kind(**fields)
+    if isinstance(found, QuantizedRows) and found.kind == "int4" and found.codes.shape[1] != row_bytes(found.width):
+        raise ValueError("half bytes without multipliers, which an affinax of before them wrote: compress it again")
+    return found
 
 
 def _network_kind(name: str) -> Any:

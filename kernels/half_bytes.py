@@ -42,6 +42,15 @@ def packed(codes: Array, multipliers: Array) -> Array:
     return jnp.concatenate([_bytes(codes), _bytes(multipliers)], axis=1)
 
 
+def row_bytes(width: int) -> int:
+    """How many a row of so many columns has.
+
+    >>> row_bytes(64)
+    34
+    """
+    return (width + 1) // 2 + (-(-width // BLOCK) + 1) // 2
+
+
 def _numbers(stored: Array) -> Array:
     halves = jnp.stack([stored & jnp.uint8(15), stored >> jnp.uint8(4)], axis=-1)
     return halves.reshape(stored.shape[0], -1).astype(jnp.int8) - jnp.int8(8)

@@ -1,6 +1,7 @@
 """Sums of products of bytes in registers, by the instruction that x86 has for them (VNNI), emitted as LLVM IR.
 
-`vpdpbusd` adds up four products of an unsigned and a signed byte to each of 16 int32 lanes. One side is signed by being
+`vpdpbusd` adds up four products of an unsigned and a signed byte to each of 16 int32 lanes, and `vpdpwssd` two of
+numbers of 16 bits. One side is signed by being
 raised by 128 (or half bytes by 8), which costs that times the sum of the other side: a constant that sums begin with.
 """
 
@@ -14,8 +15,9 @@ from .llvm import I32, I64, addresses, intrinsic, load, shuffle, splat, store, v
 
 ROWS, COLUMNS = 8, 32  # of a tile
 DEPTH = 64  # bytes that one instruction takes
-_I8, _I16 = ir.IntType(8), ir.IntType(16)
+_I8 = ir.IntType(8)
 _SUMS, _BYTES = ir.VectorType(I32, 16), ir.VectorType(_I8, DEPTH)
+_WORDS = ir.VectorType(ir.IntType(16), DEPTH // 2)
 _HALF = ir.VectorType(_I8, DEPTH // 2)
 
 
@@ -30,8 +32,8 @@ def matrix_unit() -> bool:
     return bool(get_host_cpu_features().get("amx-int8", False))
 
 
-def _add_products(builder, sums, unsigned, signed):
-    name = "llvm.x86.avx512.vpdpbusd.512"
+def _add_products(builder, sums, unsigned, signed, name="vpdpbusd"):
+    name = f"llvm.x86.avx512.{name}.512"
     function = builder.module.globals.get(name)
     if function is None:
         function = ir.Function(builder.module, ir.FunctionType(_SUMS, [_SUMS] * 3), name)
@@ -90,68 +92,49 @@ def write_tile(typingctx, a, i, a_stride, panels, j, fours, start, s, out, o, ou
 
 
 @intrinsic
-def four_dots_int8(typingctx, codes, i, stride, row, j, chunks):
-    """Products of a row of int8, 64 times `chunks` columns, with four rows of bytes, `stride` bytes apart.
+def four_dots(typingctx, codes, i, stride, split, row, j, chunks):
+    """Products of a row of int8, of 64 times `chunks` columns, with four rows of codes, `stride` bytes apart.
 
-    Of codes raised by 128. What the four have beyond their end meets zeros, but has to be memory of the array.
+    Codes are bytes, here raised by 128, which the sums have yet to be rid of; or, as uint8, half bytes whose
+    multipliers begin at byte `split` of a row. What the four have beyond their end meets zeros, but has to be memory of
+    the array. With half bytes `row` has the even ones of each 64 columns first, as the low halves of 32 bytes are.
     """
+    body_of = _of_half_bytes if codes.dtype == types.uint8 else _of_bytes
 
     def codegen(context, builder, signature, arguments):
-        codes, stride, row, chunks = addresses(context, builder, signature, arguments)
+        codes, stride, split, row, chunks = addresses(context, builder, signature, arguments)
         rows = [builder.add(codes, builder.mul(stride, I64(number))) for number in range(4)]
-        raise_by = ir.Constant(_BYTES, [-128] * DEPTH)
 
         def body(chunk, *sums):
-            place = builder.mul(chunk, I64(DEPTH))
-            signed = _unaligned(builder, row, place, _BYTES)
-            raised = [builder.xor(_unaligned(builder, each, place, _BYTES), raise_by) for each in rows]
-            return [_add_products(builder, *pair, signed) for pair in zip(sums, raised, strict=True)]
+            signed = _unaligned(builder, row, builder.mul(chunk, I64(DEPTH)), _BYTES)
+            return body_of(builder, sums, rows, split, chunk, signed)
 
         totals = vector_loop(builder, chunks, body, *[ir.Constant(_SUMS, [0] * 16)] * 4, step=1)
         found = [_total(builder, total) for total in totals]
         return context.make_tuple(builder, signature.return_type, found)
 
     i64 = types.int64
-    return types.UniTuple(types.int32, 4)(codes, i64, i64, row, i64, i64), codegen
-
-
-@intrinsic
-def four_dots_int4(typingctx, codes, i, stride, split, row, j, chunks):
-    """The same with four rows of half bytes, whose multipliers begin at byte `split`; of no more than they stand for.
-
-    Of each 64 columns `row` has the even ones first, as the low halves of 32 bytes are. Each lane of sums is of four
-    columns of one block, so that it is multiplied as a whole.
-    """
-
-    def codegen(context, builder, signature, arguments):
-        codes, stride, split, row, chunks = addresses(context, builder, signature, arguments)
-        rows = [builder.add(codes, builder.mul(stride, I64(number))) for number in range(4)]
-        low, four = ir.Constant(_HALF, [15] * (DEPTH // 2)), ir.Constant(_HALF, [4] * (DEPTH // 2))
-        none, eights = ir.Constant(_SUMS, [0] * 16), ir.Constant(_BYTES, [8] * DEPTH)
-        of_block = ir.Constant(_SUMS, [lane // 2 * 4 for lane in range(8)] * 2)
-        half, eight = ir.Constant(_SUMS, [15] * 16), ir.Constant(_SUMS, [8] * 16)
-
-        def raised(place, chunk):
-            packed = _unaligned(builder, place, builder.mul(chunk, I64(DEPTH // 2)), _HALF)
-            return shuffle(builder, builder.and_(packed, low), builder.lshr(packed, four), list(range(DEPTH)))
-
-        def multipliers(place, chunk):
-            two = _unaligned(builder, builder.add(place, split), builder.mul(chunk, I64(2)), _I16)
-            numbers = builder.lshr(splat(builder, builder.zext(two, I32), _SUMS), of_block)
-            return builder.sub(builder.and_(numbers, half), eight)
-
-        def body(chunk, *sums):
-            signed = _unaligned(builder, row, builder.mul(chunk, I64(DEPTH)), _BYTES)
-            begin = builder.sub(none, _add_products(builder, none, eights, signed))
-            found = []
-            for total, place in zip(sums, rows, strict=True):
-                dots = _add_products(builder, begin, raised(place, chunk), signed)
-                found.append(builder.add(total, builder.mul(dots, multipliers(place, chunk))))
-            return found
-
-        totals = vector_loop(builder, chunks, body, *[none] * 4, step=1)
-        found = [_total(builder, total) for total in totals]
-        return context.make_tuple(builder, signature.return_type, found)
-
-    i64 = types.int64
     return types.UniTuple(types.int32, 4)(codes, i64, i64, i64, row, i64, i64), codegen
+
+
+def _of_bytes(builder, sums, rows, split, chunk, signed):
+    place, raise_by = builder.mul(chunk, I64(DEPTH)), ir.Constant(_BYTES, [-128] * DEPTH)
+    raised = [builder.xor(_unaligned(builder, row, place, _BYTES), raise_by) for row in rows]
+    return [_add_products(builder, *pair, signed) for pair in zip(sums, raised, strict=True)]
+
+
+def _of_half_bytes(builder, sums, rows, split, chunk, signed):
+    """Each lane is of four columns of one block and at most 4,064, and multiplied as the low one of two int16."""
+    low, four = ir.Constant(_HALF, [15] * (DEPTH // 2)), ir.Constant(_HALF, [4] * (DEPTH // 2))
+    none, eights = ir.Constant(_SUMS, [0] * 16), ir.Constant(_BYTES, [8] * DEPTH)
+    of_block, half = ir.Constant(_SUMS, [lane // 2 * 4 for lane in range(8)] * 2), ir.Constant(_SUMS, [15] * 16)
+    begin, found = builder.sub(none, _add_products(builder, none, eights, signed)), []
+    for total, row in zip(sums, rows, strict=True):
+        packed = _unaligned(builder, row, builder.mul(chunk, I64(DEPTH // 2)), _HALF)
+        raised = shuffle(builder, builder.and_(packed, low), builder.lshr(packed, four), list(range(DEPTH)))
+        two = _unaligned(builder, builder.add(row, split), builder.mul(chunk, I64(2)), I32)  # and two bytes more
+        numbers = builder.and_(builder.lshr(splat(builder, two, _SUMS), of_block), half)
+        multipliers = builder.sub(builder.bitcast(numbers, _WORDS), ir.Constant(_WORDS, [8, 0] * 16))
+        dots = _add_products(builder, begin, raised, signed)
+        found.append(_add_products(builder, total, multipliers, dots, "vpdpwssd"))
+    return found

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import simd, xla_ffi
 from .int8_numba import packed_panels, raise_rows
-from .int8_tiles import COLUMNS, DEPTH, ROWS, four_dots_int4, four_dots_int8, write_tile
+from .int8_tiles import COLUMNS, DEPTH, ROWS, four_dots, write_tile
 from .selection import best_of_workers, first_places, select, sort_best_first
 from .threads import WORKERS
 
@@ -105,7 +105,7 @@ def _search_many(
 
 @numba.njit(cache=True, nogil=True)
 def _laid_out(codes, chunks, halves):
-    """Queries as `four_dots_int8` takes them, or `four_dots_int4`: even columns of each 64 first."""
+    """Queries as `four_dots` takes them: with half bytes, even columns of each 64 first."""
     rows = np.zeros((len(codes), chunks * DEPTH), np.int8)
     for q in range(len(codes)):
         for j in range(codes.shape[1]):
@@ -125,7 +125,7 @@ def _search_few(
     n_items, stride = item_codes.shape
     halves, chunks, split = stride < width, (width + DEPTH - 1) // DEPTH, (width + 1) // 2
     # Bytes of a row that are read, of which those beyond it meet zeros.
-    read = max(chunks * DEPTH // 2, split + 2 * chunks) if halves else chunks * DEPTH
+    read = max(chunks * DEPTH // 2, split + 2 * chunks + 2) if halves else chunks * DEPTH
     rows = _laid_out(codes, chunks, halves)
     of_codes, totals = _totals(codes, scales)
     # Items from here on would be read beyond the end of the array: they are copied first.
@@ -149,14 +149,10 @@ def _search_few(
                         copied[other, :stride] = item_codes[item + other]
                 for q in range(batch):
                     place = q * chunks * DEPTH
-                    if here and halves:
-                        dots = four_dots_int4(item_codes, item * stride, stride, split, rows, place, chunks)
-                    elif here:
-                        dots = four_dots_int8(item_codes, item * stride, stride, rows, place, chunks)
-                    elif halves:
-                        dots = four_dots_int4(copied, 0, read, split, rows, place, chunks)
+                    if here:
+                        dots = four_dots(item_codes, item * stride, stride, split, rows, place, chunks)
                     else:
-                        dots = four_dots_int8(copied, 0, read, rows, place, chunks)
+                        dots = four_dots(copied, 0, read, split, rows, place, chunks)
                     raised = np.int32(0) if halves else of_codes[q] * np.int32(128)
                     for other in range(min(4, high - item)):
                         sums[q, item + other - low] = dots[other] - raised

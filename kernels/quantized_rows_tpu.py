@@ -56,9 +56,7 @@ def _tile(structure, n_items, k, *refs):
         ids[...], kept[...] = blocks.empty_list(in_list)
 
     queries, items = jax.tree.unflatten(structure, [ref[...] for ref in given])
-    sums = lax.dot_general(
-        queries.codes, item_codes[...], (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32
-    )
+    sums = lax.dot_general(queries.codes, item_codes[...], (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
     places = lax.broadcasted_iota(jnp.int32, sums.shape, 1)
     # The last tile has columns beyond the last item.
     here = (allowed[...].astype(jnp.int32) != 0) & (first + places < n_items)

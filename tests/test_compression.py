@@ -51,7 +51,11 @@ def test_rows_come_back_within_half_a_step(kind, symmetric, clip):
 
 def test_sizes_are_those_promised():
     table = jnp.zeros((1000, 64))
-    for kind, share in (("int8", 68 / 256), ("int4", 36 / 256), ("float8", 68 / 256)):  # scales take 4 bytes, or 2 and 2
+    for kind, share in (
+        ("int8", 68 / 256),
+        ("int4", 36 / 256),
+        ("float8", 68 / 256),
+    ):  # scales take 4 bytes, or 2 and 2
         assert quantize(table, kind).nbytes == share * table.nbytes
 
 
@@ -90,9 +94,7 @@ def test_blocks_of_half_bytes_have_their_own_steps(symmetric, clip):
     if clip == "none":
         assert (np.abs(np.asarray(rows.floats()) - table) <= 0.5001 * each).all()
     # Blocks of their own against one step for all of a row.
-    alone = [
-        quantize(jnp.asarray(table[:, start : start + 16], jnp.float32), "int4", **names) for start in (0, 16, 32)
-    ]
+    alone = [quantize(jnp.asarray(table[:, start : start + 16], jnp.float32), "int4", **names) for start in (0, 16, 32)]
     errors = [np.sum((np.asarray(a) - table) ** 2) for a in (rows.floats(), np.hstack([a.floats() for a in alone]))]
     assert errors[0] < (1.15 if symmetric else 2) * errors[1]
 

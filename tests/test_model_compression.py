@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,7 @@ from affinax.engine.compression import (
 from affinax.engine.compression.parameters import compressible, parameters_of
 from affinax.engine.compression.second_order import rounded_by_inputs
 from affinax.engine.data import Interactions
+from affinax.engine.errors import ModelFileError
 from affinax.engine.factorization import Factors, ImplicitObjective, fit, implicit_als
 from affinax.engine.retrieval import fold_in, predict, recommend, similar_items
 from affinax.kernels.int8 import product
@@ -287,6 +290,7 @@ def films():
         ("implicit-als", "float8"),
         ("two-tower", "bfloat16"),
         ("hstu", "int8"),
+        ("implicit-als", "int4"),
     ],
 )
 def test_saved_and_loaded(algorithm, kind, films, tmp_path):
@@ -302,6 +306,14 @@ def test_saved_and_loaded(algorithm, kind, films, tmp_path):
     rec.save(tmp_path / "whole")
     sizes = [sum(f.stat().st_size for f in (tmp_path / name).glob("*.safetensors")) for name in ("small", "whole")]
     assert sizes[0] < 0.6 * sizes[1]
+
+
+def test_half_bytes_of_an_earlier_layout_are_refused(films, tmp_path):
+    rec = afx.Recommender("implicit-als", epochs=1).fit(films)
+    rows = quantize(rec.model.items, "int4")
+    rec.with_model(rec.model._replace(items=replace(rows, codes=rows.codes[:, :-1]))).save(tmp_path / "small")
+    with pytest.raises(ModelFileError, match="half bytes without multipliers"):
+        afx.Recommender.load(tmp_path / "small")
 
 
 # What is refused

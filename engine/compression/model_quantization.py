@@ -69,7 +69,7 @@ def quantize_model(
     >>> model = Factors(jnp.ones((3, 8)), jnp.ones((5, 8)))
     >>> small = quantize_model(model, {"items": "int4"})
     >>> model.items.nbytes, small.items.nbytes, small.item_table().kind, small.users.dtype
-    (160, 40, 'int4', dtype('float32'))
+    (160, 35, 'int4', dtype('float32'))
     """
     if activations not in get_args(Activations):
         raise ValueError(f"{activations=} must be one of {get_args(Activations)}")

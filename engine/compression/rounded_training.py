@@ -9,8 +9,8 @@ from jax import lax
 
 from ...kernels.quantized_kernel import QuantizedKernel, is_quantized
 from ..errors import CompressionError
-from .parameters import chosen, compressible, is_kernel, replaced
 from .half_bytes import Clip
+from .parameters import chosen, compressible, is_kernel, replaced
 from .quantization import Kind, quantize
 
 
@@ -35,11 +35,11 @@ def rounded(
     >>> import jax
     >>> import jax.numpy as jnp
     >>> from affinax.engine.factorization import Factors
-    >>> view, model = rounded({"items": "int4"}), Factors(jnp.ones((1, 2)), jnp.array([[7.0, 3.3]]))
-    >>> view(model).items.tolist()
-    [[7.0, 3.0]]
-    >>> jax.grad(lambda model: jnp.sum(view(model).items ** 2))(model).items.tolist()
-    [[14.0, 6.0]]
+    >>> view, model = rounded({"items": "int4"}), Factors(jnp.ones((1, 2)), jnp.array([[8.0, 2.4]]))
+    >>> jnp.rint(view(model).items).tolist()
+    [[8.0, 2.0]]
+    >>> jnp.rint(jax.grad(lambda model: jnp.sum(view(model).items ** 2))(model).items).tolist()
+    [[16.0, 4.0]]
     """
 
     def view(parameters: Any) -> Any:

@@ -40,13 +40,15 @@ def rounded_by_inputs(
     >>> from affinax.engine.compression import quantize
     >>> weights = jnp.array([[0.4, 0.4, 7.0]])
     >>> alike = np.array([[1.0, 0.99, 0.0], [0.99, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    >>> rounded_by_inputs(weights, quantize(weights, "int4"), alike).floats().round(1).tolist()
+    >>> jnp.rint(rounded_by_inputs(weights, quantize(weights, "int4"), alike).floats()).tolist()
     [[1.0, 0.0, 7.0]]
     """
     counted = np.asarray(gramian, np.float64)
     counted = counted + damping * max(float(np.mean(np.diag(counted))), 1e-12) * np.eye(len(counted))
     halves = rows.kind == "int4"
-    codes, multipliers = parts(rows.codes, rows.width) if halves else (rows.codes, jnp.ones((len(weights), 1), jnp.int8))
+    codes, multipliers = (
+        parts(rows.codes, rows.width) if halves else (rows.codes, jnp.ones((len(weights), 1), jnp.int8))
+    )
     held = _Held(np.array(codes, np.float64), np.array(multipliers, np.float64), np.array(rows.scales, np.float64))
     for start in range(0, len(codes), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
