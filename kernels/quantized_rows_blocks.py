@@ -78,9 +78,8 @@ def search_blocks(
     """
     (codes, scales, columns, item_codes, item_scales, offsets, exact), masks = arguments[:7], arguments[7:]
     batch, n_items = codes.shape[0], item_codes.shape[0]
-    items = Items(
-        unpacked(item_codes, codes.shape[1]), item_scales, offsets if offsets.shape[0] else None, tuple(exact.T)
-    )
+    item_codes = unpacked(item_codes, codes.shape[1])
+    items = Items(item_codes, item_scales, offsets if offsets.shape[0] else None, tuple(exact.T))
 
     def answer(rows):
         size = next((size for size in sizes if size >= len(rows)), sizes[-1])

@@ -55,7 +55,7 @@ def test_sizes_are_those_promised():
         ("int8", 68 / 256),
         ("int4", 36 / 256),
         ("float8", 68 / 256),
-    ):  # scales take 4 bytes, or 2 and 2
+    ):  # scales take 4 bytes
         assert quantize(table, kind).nbytes == share * table.nbytes
 
 

@@ -46,11 +46,9 @@ def rounded_by_inputs(
     counted = np.asarray(gramian, np.float64)
     counted = counted + damping * max(float(np.mean(np.diag(counted))), 1e-12) * np.eye(len(counted))
     halves = rows.kind == "int4"
-    codes, multipliers = (
-        parts(rows.codes, rows.width) if halves else (rows.codes, jnp.ones((len(weights), 1), jnp.int8))
-    )
-    held = _Held(np.array(codes, np.float64), np.array(multipliers, np.float64), np.array(rows.scales, np.float64))
-    for start in range(0, len(codes), _AT_ONCE):
+    codes, multipliers = parts(rows.codes, rows.width) if halves else (rows.codes, jnp.ones((len(rows.codes), 1)))
+    held = _Held(*(np.array(a, np.float64) for a in (codes, multipliers, rows.scales)))
+    for start in range(0, len(held.codes), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
         exact = np.asarray(weights)[part].astype(np.float64)
         if rows.offsets is not None:
