@@ -51,11 +51,7 @@ def test_rows_come_back_within_half_a_step(kind, symmetric, clip):
 
 def test_sizes_are_those_promised():
     table = jnp.zeros((1000, 64))
-    for kind, share in (
-        ("int8", 68 / 256),
-        ("int4", 36 / 256),
-        ("float8", 68 / 256),
-    ):  # scales take 4 bytes
+    for kind, share in (("int8", 68 / 256), ("int4", 36 / 256), ("float8", 68 / 256)):  # scales take 4 bytes
         assert quantize(table, kind).nbytes == share * table.nbytes
 
 
