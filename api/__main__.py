@@ -261,6 +261,7 @@ def compress(
     seed: Seed = 0,
 ) -> None:
     """Make a saved model smaller, and say what that saves and costs."""
+    from .engine.compression.comparing import memory_of
     from .options import compressed, read_file, storage_rules
     from .recommender import Recommender
     from .reporting import bills_plot, bills_summary, print_bills, write_json
@@ -301,10 +302,13 @@ def compress(
         names = (model.name, out.name) if model.name != out.name else (str(model), str(out))
         bills = compare(dict(zip(names, (whole.model, small.model), strict=True)), held_out, train=whole.train, k=k)
     small.save(out)
-    typer.echo(f"saved {out}; it is used as {model} is")
+    before, after = memory_of(whole.model), memory_of(small.model)
+    typer.echo(f"saved {out}, {after:,} bytes of parameters where {model} has {before:,}; it is used as {model} is")
     if prune is not None:
         typer.echo("pruning alone saves no bytes: zeros take as many as other numbers")
-    if bills:
+    if not bills:
+        typer.echo("next: --test FILE measures what that costs in speed and quality")
+    else:
         print_bills(bills)
         if json_out:
             write_json(json_out, bills_summary(bills))

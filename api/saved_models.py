@@ -142,7 +142,7 @@ def restore(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
         fields["network"] = _filled(fields["blueprint"], {path: value(leaf) for path, leaf in leaves.items()})
     found = kind(fields.values()) if kind is tuple else kind(**fields)
     if isinstance(found, QuantizedRows) and found.kind == "int4" and found.codes.shape[1] != row_bytes(found.width):
-        raise ValueError("half bytes without multipliers, which an affinax of before them wrote: compress it again")
+        raise ValueError("half bytes without multipliers, as an earlier affinax wrote them: compress the model again")
     return found
 
 

@@ -290,14 +290,20 @@ def test_sasrec_on_beauty_pruned(width):
 
 
 @needs_beauty
-def test_tables_of_several_in_fewer_bits():
+def test_several_in_fewer_bits():
     """Of two keys on ML-1M and two widths on Beauty: one model's interval is wider than what bits change."""
     known, test = amazon_beauty().leave_last()
     beauty = (on_beauty("a row each", known)[0], wide_on_beauty(known))
     (one, _, *parts), (other, *_) = whole_model(), whole_model("SASRec on ML-1M from another key", 1)
-    result = {}
-    for name, kind in {"int8": "int8", "int4": "int4", "int4 by queries": "int4"}.items():
-        how = {"kind": kind, "queried": name != kind}
+    table, layers, result = "items.embedding.table", "*.kernel", {}
+    for name, (rules, by_inputs) in {
+        "int8": ({table: "int8"}, False),
+        "int4": ({table: "int4"}, False),
+        "int4 by queries": ({table: "int4"}, True),
+        "layers int4": ({layers: "int4"}, False),
+        "layers int4 by inputs": ({layers: "int4"}, True),
+    }.items():
+        how = {"rules": rules, "by_inputs": by_inputs}
         sets = {
             "ML-1M, two keys": [relative_change(model, *parts, **how) for model in (one, other)],
             "Amazon Beauty, 64 and 256 wide": [relative_change(model, known, test, **how) for model in beauty],
@@ -313,14 +319,14 @@ def test_tables_of_several_in_fewer_bits():
             "mean of all": float(np.mean([values.mean() for values in means.values()])),
             "half of the 95 % interval of all": float(np.hypot(*half.values()) / 2),
         }
-    record("compressed_models", {"tables of four SASRec in fewer bits": result})
+    record("compressed_models", {"four SASRec in fewer bits": result})
 
 
-def relative_change(model: Any, known: Sequences, test: Interactions, *, kind: Any, queried: bool) -> np.ndarray:
-    """Of each user's NDCG@10, in % of the mean, when the table of items is stored so."""
+def relative_change(model: Any, known: Sequences, test: Interactions, *, rules: Any, by_inputs: bool) -> np.ndarray:
+    """Of each user's NDCG@10, in % of the mean, when what the rules choose is stored so."""
     knowing = with_history(model, known)
-    how: dict[str, Any] = {"rounding": "inputs", "inputs": models.inputs_of_layers(knowing)} if queried else {}
-    small = quantize_model(knowing, {"items.embedding.table": kind}, clip="search", **how)
+    how: dict[str, Any] = {"rounding": "inputs", "inputs": models.inputs_of_layers(knowing)} if by_inputs else {}
+    small = quantize_model(knowing, rules, clip="search", **how)
     before, after = (
         evaluate(each, test, train=known.interactions(), k=10, names=("ndcg",)).values["ndcg_at_10"]
         for each in (knowing, small)

@@ -1,8 +1,8 @@
 """Sums of products of bytes in registers, by the instruction that x86 has for them (VNNI), emitted as LLVM IR.
 
 `vpdpbusd` adds up four products of an unsigned and a signed byte to each of 16 int32 lanes, and `vpdpwssd` two of
-numbers of 16 bits. One side is signed by being
-raised by 128 (or half bytes by 8), which costs that times the sum of the other side: a constant that sums begin with.
+numbers of 16 bits. One side is signed by being raised by 128 (or half bytes by 8), which costs that times the sum of
+the other side: a constant that sums begin with.
 """
 
 from __future__ import annotations

@@ -285,7 +285,13 @@ def test_the_command_line(run, fitted, halves, tmp_path):
     items = np.asarray(afx.Recommender.load(small).model.items)
     assert items.shape == (20, 8)
     assert (items == 0).sum() == 80
-    assert run("compress", whole, "--rule", "users=int4", "--out", small)[0] == 0
+    status, said, _ = run("compress", whole, "--rule", "users=int4", "--out", small)
+    assert status == 0
+    # Of 24 users and 20 items of 16 columns each user has 8 bytes of codes, one of a multiplier and two of a scale.
+    objective = 16
+    sizes = 24 * 11 + 20 * 64 + objective, 44 * 64 + objective
+    assert f"{sizes[0]:,} bytes of parameters where {whole} has {sizes[1]:,}" in " ".join(said.split())
+    assert "next: --test FILE" in said
     assert afx.Recommender.load(small).model.users.kind == "int4"
     for options, message in [
         ([], "say how: --int8, --int4, --pq PARTS"),

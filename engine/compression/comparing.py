@@ -100,14 +100,23 @@ def compare(
     first = next(iter(found.values()))
     seconds = _seconds(models, np.flatnonzero(np.diff(test.indptr)), batches, as_seen(train), k)
     for name, model in models.items():
-        arrays, values = arrays_of(model), found[name].values
+        values = found[name].values
         changes = {metric: _change(values[metric], first.values[metric]) for metric in values}
-        memory = sum(array.nbytes for array in arrays.values())
-        bills.append(Bill(name, memory, _on_disk(arrays), seconds[name], found[name], changes))
+        bills.append(Bill(name, memory_of(model), _on_disk(_arrays_of(model)), seconds[name], found[name], changes))
     return bills
 
 
-def arrays_of(model: Any) -> dict[str, np.ndarray]:
+def memory_of(model: Any) -> int:
+    """The bytes of what a model has learned.
+
+    >>> from affinax.engine.factorization import Factors
+    >>> memory_of(Factors(np.ones((1, 4), np.float32), np.ones((3, 4), np.float32)))
+    64
+    """
+    return sum(array.nbytes for array in _arrays_of(model).values())
+
+
+def _arrays_of(model: Any) -> dict[str, np.ndarray]:
     """The arrays of what a model has learned, by name: neither what only training needs, nor data that it reads."""
     leaves = jax.tree_util.tree_leaves_with_path(parameters_of(with_parameters(model, parameters_of(model))))
     arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
