@@ -25,6 +25,7 @@ from affinax.engine.compression import (
     rounded,
     zeros_of,
 )
+from affinax.engine.compression.comparing import memory_of
 from affinax.engine.data import Interactions, Sequences
 from affinax.engine.evaluation import evaluate
 from affinax.engine.factorization import fit
@@ -304,13 +305,15 @@ def test_several_in_fewer_bits():
         "layers int4 by inputs": ({layers: "int4"}, True),
     }.items():
         how = {"rules": rules, "by_inputs": by_inputs}
-        sets = {
-            "ML-1M, two keys": [relative_change(model, *parts, **how) for model in (one, other)],
-            "Amazon Beauty, 64 and 256 wide": [relative_change(model, known, test, **how) for model in beauty],
+        found = {
+            "ML-1M, two keys": [shrunk(model, *parts, **how) for model in (one, other)],
+            "Amazon Beauty, 64 and 256 wide": [shrunk(model, known, test, **how) for model in beauty],
         }
+        sets = {where: [changes for _, changes in each] for where, each in found.items()}
         means = {where: np.mean(changes, axis=0) for where, changes in sets.items()}  # of each user
         half = {where: interval(values) for where, values in means.items()}
         result[name] = {
+            "share of all bytes": {where: [share for share, _ in each] for where, each in found.items()},
             "NDCG@10, change in %": {
                 where: [float(np.mean(each)) for each in changes] for where, changes in sets.items()
             },
@@ -322,8 +325,10 @@ def test_several_in_fewer_bits():
     record("compressed_models", {"four SASRec in fewer bits": result})
 
 
-def relative_change(model: Any, known: Sequences, test: Interactions, *, rules: Any, by_inputs: bool) -> np.ndarray:
-    """Of each user's NDCG@10, in % of the mean, when what the rules choose is stored so."""
+def shrunk(
+    model: Any, known: Sequences, test: Interactions, *, rules: Any, by_inputs: bool
+) -> tuple[float, np.ndarray]:
+    """What is left of the bytes where what the rules choose is stored so, and each user's change of NDCG@10 in %."""
     knowing = with_history(model, known)
     how: dict[str, Any] = {"rounding": "inputs", "inputs": models.inputs_of_layers(knowing)} if by_inputs else {}
     small = quantize_model(knowing, rules, clip="search", **how)
@@ -331,7 +336,7 @@ def relative_change(model: Any, known: Sequences, test: Interactions, *, rules: 
         evaluate(each, test, train=known.interactions(), k=10, names=("ndcg",)).values["ndcg_at_10"]
         for each in (knowing, small)
     )
-    return 100 * (after - before) / before.mean()
+    return memory_of(small) / memory_of(knowing), 100 * (after - before) / before.mean()
 
 
 @needs_beauty
