@@ -236,7 +236,7 @@ def _int8(rng: np.random.Generator, name: Implementation) -> Any:
 
 
 def _quantized_rows(rng: np.random.Generator, name: Implementation) -> Any:
-    queries, items = _table(rng, 40, 16), _table(rng, 3000, 16)
+    queries, items = _table(rng, 40, 70), _table(rng, 3000, 70)
     tables = [quantize(items, kind, symmetric=symmetric) for kind in ("int8", "int4") for symmetric in (True, False)]
     return [quantized_rows.search(q, t, 10, implementation=name) for q in (queries, queries[:1]) for t in tables]
 

@@ -34,7 +34,7 @@ def parts(codes: Array, width: int) -> tuple[Array, Array]:
 
 
 def packed(codes: Array, multipliers: Array) -> Array:
-    """Of codes `[n, width]` and the multipliers of their blocks, both int8 in [-8, 7].
+    """Uint8 `[n, row_bytes(width)]` of codes `[n, width]` and multipliers `[n, blocks]`, both int8 in [-8, 7].
 
     >>> packed(jnp.array([[-7, 1, 7]], jnp.int8), jnp.array([[-2]], jnp.int8)).tolist() == [[0x91, 0x8F, 0x86]]
     True

@@ -12,7 +12,7 @@ from .half_bytes import BLOCK
 from .int8_tiles import COLUMNS, ROWS, write_tile
 from .threads import WORKERS
 
-_BLOCK = 8 * ROWS  # rows that are laid out together
+_ROWS_AT_ONCE = 8 * ROWS  # rows that are laid out together
 _CACHED = 1 << 19  # bytes of panels that are gone through for one block of rows
 
 
@@ -72,19 +72,19 @@ def _multiply(a, b, out):
     fours, n_panels = (depth + 3) // 4, (n + COLUMNS - 1) // COLUMNS
     panels, start = packed_panels(b, depth)
     queue = np.zeros(1, np.int64)
-    n_blocks = (m + _BLOCK - 1) // _BLOCK
+    n_blocks = (m + _ROWS_AT_ONCE - 1) // _ROWS_AT_ONCE
     cached = max(1, _CACHED // (fours * 4 * COLUMNS))
     n_columns = (n_panels + cached - 1) // cached
     for _worker in numba.prange(WORKERS):
-        raised = np.empty((_BLOCK, fours * 4), np.uint8)
+        raised = np.empty((_ROWS_AT_ONCE, fours * 4), np.uint8)
         tile = np.empty((ROWS, COLUMNS), np.int32)
         while True:
             # One part of the columns after the other, so that its panels stay in cache.
             number = simd.take_number(queue, 0)
             if number >= n_blocks * n_columns:
                 break
-            first, low = (number % n_blocks) * _BLOCK, (number // n_blocks) * cached
-            size = min(_BLOCK, m - first)
+            first, low = (number % n_blocks) * _ROWS_AT_ONCE, (number // n_blocks) * cached
+            size = min(_ROWS_AT_ONCE, m - first)
             raise_rows(a, first, size, raised)
             for panel in range(low, min(low + cached, n_panels)):
                 column = panel * COLUMNS

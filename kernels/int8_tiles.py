@@ -33,6 +33,7 @@ def matrix_unit() -> bool:
 
 
 def _add_products(builder, sums, unsigned, signed, name="vpdpbusd"):
+    """Of the bytes of both sides, or by `vpdpwssd` of words, of which both are signed."""
     name = f"llvm.x86.avx512.{name}.512"
     function = builder.module.globals.get(name)
     if function is None:

@@ -123,8 +123,9 @@ def search(
     """Items with the highest products with queries, which are made bytes as well: sums of products are exact, in int32.
 
     Args and Returns: As `top_k.search`; but the products with exact columns, the last of the queries, are float32.
-    Codes that are floats are multiplied as float32, and the table is held as that for the time. Gradients are those of
-    the queries alone, by the numbers that codes stand for: rounding passes them on.
+    Codes that are floats are multiplied as float32, and the table is held as that for the time; half bytes are held as
+    bytes but by the Numba implementation. Gradients are those of the queries alone, by the numbers that codes stand
+    for: rounding passes them on.
 
     Raises:
         ValueError: k below 1 or widths that differ.

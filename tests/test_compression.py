@@ -51,7 +51,8 @@ def test_rows_come_back_within_half_a_step(kind, symmetric, clip):
 
 def test_sizes_are_those_promised():
     table = jnp.zeros((1000, 64))
-    for kind, share in (("int8", 68 / 256), ("int4", 36 / 256), ("float8", 68 / 256)):  # scales take 4 bytes
+    # Of each row 4 bytes are its scale, or 2 and 2 of multipliers.
+    for kind, share in (("int8", 68 / 256), ("int4", 36 / 256), ("float8", 68 / 256)):
         assert quantize(table, kind).nbytes == share * table.nbytes
 
 
@@ -89,10 +90,10 @@ def test_blocks_of_half_bytes_have_their_own_steps(symmetric, clip):
     assert steps.min() > 0
     if clip == "none":
         assert (np.abs(np.asarray(rows.floats()) - table) <= 0.5001 * each).all()
-    # Blocks of their own against one step for all of a row.
+    # Against blocks that are rows of their own; one step for all of a row errs twice as much as these.
     alone = [quantize(jnp.asarray(table[:, start : start + 16], jnp.float32), "int4", **names) for start in (0, 16, 32)]
     errors = [np.sum((np.asarray(a) - table) ** 2) for a in (rows.floats(), np.hstack([a.floats() for a in alone]))]
-    assert errors[0] < (1.15 if symmetric else 2) * errors[1]
+    assert errors[0] < (1.15 if symmetric else 1.4) * errors[1]
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 3.4e38])

@@ -159,6 +159,9 @@ def operands(rng, batch, shape, bits, offset):
     n, width, columns = shape
     items, _ = table(rng, n, width, columns, bits, offset)
     few = rng.choice([-1, 0, 1] if bits == 8 else [0x88, 0x98, 0x87], items.codes.shape)
+    if bits == 4:  # multipliers of 1 and -1
+        split = (width + 1) // 2
+        few[:, split:] = rng.choice([0x99, 0x79, 0x97], few[:, split:].shape)
     items = replace(
         items, codes=jnp.asarray(few.astype(items.codes.dtype)), scales=jnp.ones(n), exact=jnp.ones((n, columns))
     )
@@ -188,7 +191,7 @@ def program(platform):
         ("tpu", 37, (2100, 66, 2), 8, True, 20),
         ("tpu", 150, (1100, 33, 0), 4, False, 130),
         ("cuda", 1, (1, 1, 0), 8, False, 1),
-        ("cuda", 7, (5, 3, 1), 4, True, 20),
+        ("cuda", 7, (70, 40, 1), 4, True, 20),
         ("cuda", 70, (300, 130, 2), 8, True, 33),
     ],
 )

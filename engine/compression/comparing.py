@@ -100,9 +100,9 @@ def compare(
     first = next(iter(found.values()))
     seconds = _seconds(models, np.flatnonzero(np.diff(test.indptr)), batches, as_seen(train), k)
     for name, model in models.items():
-        values = found[name].values
+        arrays, values = _arrays_of(model), found[name].values
         changes = {metric: _change(values[metric], first.values[metric]) for metric in values}
-        bills.append(Bill(name, memory_of(model), _on_disk(_arrays_of(model)), seconds[name], found[name], changes))
+        bills.append(Bill(name, _bytes_of(arrays), _on_disk(arrays), seconds[name], found[name], changes))
     return bills
 
 
@@ -113,7 +113,11 @@ def memory_of(model: Any) -> int:
     >>> memory_of(Factors(np.ones((1, 4), np.float32), np.ones((3, 4), np.float32)))
     64
     """
-    return sum(array.nbytes for array in _arrays_of(model).values())
+    return _bytes_of(_arrays_of(model))
+
+
+def _bytes_of(arrays: dict[str, np.ndarray]) -> int:
+    return sum(array.nbytes for array in arrays.values())
 
 
 def _arrays_of(model: Any) -> dict[str, np.ndarray]:

@@ -18,9 +18,10 @@ _MULTIPLIERS = np.array([*range(-8, 0), *range(1, 8)], np.float32)
 
 
 def in_half_bytes(rows: Array, clip: Clip) -> tuple[Array, Array]:
-    """Codes with their multipliers, packed, and scales. See `quantize`.
+    """Codes with their multipliers, packed, uint8 `[n, row_bytes(width)]`, and scales, bfloat16 `[n]`. See `quantize`.
 
-    The multiplier of a block is below 0 where it reaches further above 0 than below: there is one code more there.
+    Below 0 a block has one code more than above: its multiplier is below 0 where that is needed on the other side,
+    because it reaches further there, or errs less so by search.
     """
     n, width = rows.shape
     blocks = jnp.pad(rows, ((0, 0), (0, -width % BLOCK))).reshape(n, -1, BLOCK)

@@ -60,7 +60,7 @@ def rounded_by_inputs(
 
 
 class _Held(NamedTuple):
-    """Float64 arrays that are written to: of each row, of each of its blocks, which may be all of it, and its scale."""
+    """Float64 arrays that are written to, `[n, n_in]`, `[n, blocks]` or `[n, 1]` where a row is one, and `[n]`."""
 
     codes: np.ndarray
     multipliers: np.ndarray
