@@ -30,7 +30,7 @@ def _half(stored, k):
 @numba.njit(parallel=True, nogil=True, cache=True)
 def packed_panels(codes, width):
     """Rows, of bytes or half bytes, as columns of panels, with k by fours; and -128 times the sum of each."""
-    n, halves = len(codes), codes.shape[1] < width
+    n, halves = len(codes), codes.dtype == np.dtype(np.uint8)
     split = (width + 1) // 2
     fours, n_panels = (width + 3) // 4, (n + COLUMNS - 1) // COLUMNS
     panels = np.empty((2 * n_panels, fours, 16, 4), np.int8)

@@ -156,10 +156,8 @@ def _search(
 ) -> tuple[Array, Array]:
     codes, scales = to_bytes(queries[:, : items.width])
     offsets = jnp.zeros(0, jnp.float32) if items.offsets is None else items.offsets
-    # The half bytes of few columns are no fewer than bytes: kernels tell them apart by that.
-    item_codes = items.codes if items.codes.shape[1] < items.width else unpacked(items.codes, items.width)
     of_queries = codes, scales, queries[:, items.width :]
-    of_items = item_codes, items.scales.astype(jnp.float32), offsets, items.exact
+    of_items = items.codes, items.scales.astype(jnp.float32), offsets, items.exact
     arguments = map(jnp.asarray, (*of_queries, *of_items, *masks))
     return dispatch(OP, *arguments, implementation=implementation, k=k)
 

@@ -123,7 +123,8 @@ def _search_few(
 ):  # fmt: skip
     (batch, k), width = ids.shape, codes.shape[1]
     n_items, stride = item_codes.shape
-    halves, chunks, split = stride < width, (width + DEPTH - 1) // DEPTH, (width + 1) // 2
+    halves = item_codes.dtype == np.dtype(np.uint8)
+    chunks, split = (width + DEPTH - 1) // DEPTH, (width + 1) // 2
     # Bytes of a row that are read, of which those beyond it meet zeros.
     read = max(chunks * DEPTH // 2, split + 2 * chunks + 2) if halves else chunks * DEPTH
     rows = _laid_out(codes, chunks, halves)
